@@ -1,0 +1,40 @@
+# Every target does its own set-up; a second call finds it done.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export MLFLOW_DISABLE_TELEMETRY = true
+
+.PHONY: demo test gate test-slow test-containers format clean
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch==2.14.1 torchvision==0.29.1
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(READY)  ## a dirty pile of real images -> a registered teacher
+	$(BIN)/dinopipe run pipelines/specs/demo.yaml --workdir runs/demo
+
+test: gate  ## style, types, import contracts, fast tests
+	$(BIN)/pytest
+
+gate: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test-slow: $(READY)  ## minutes of training
+	$(BIN)/pytest -m slow --timeout 3600
+
+test-containers: $(READY)  ## needs a Docker engine
+	$(BIN)/pytest -m containers --timeout 3600
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,36 @@
+"""The curation stage as a Kubeflow component."""
+
+from kfp import dsl
+
+COMMAND = ["python3", "-m", "components.curate"]
+
+
+@dsl.container_component
+def curate(
+    config: str,
+    context: str,
+    dataset: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+) -> dsl.ContainerSpec:
+    """Turn a pile of images into a curated data set: no copies, no leaks, no broken files.
+
+    Args:
+        config: Settings of the stage as JSON.
+        context: Work directory, run identity and tracking as JSON.
+        dataset: Manifest of the shards and of the table of all images.
+        metrics: Counts.
+    """
+    return dsl.ContainerSpec(
+        image="dinopipe",
+        command=COMMAND,
+        args=[
+            "--config",
+            config,
+            "--context",
+            context,
+            "--output",
+            dataset.path,
+            "--executor-input",
+            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )

@@ -1,0 +1,117 @@
+"""Settings of the curation stage."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from dinov2_core.config import Frozen
+
+
+class Planted(Frozen):
+    """Known defects that are put into a copy of the pile, to measure how many curation finds."""
+
+    exact_copies: int = Field(0, ge=0)
+    """Byte-identical copies."""
+    near_copies: int = Field(0, ge=0)
+    """Re-encoded, resized and cropped copies."""
+    leaks: int = Field(0, ge=0)
+    """Copies of evaluation images."""
+    corrupt: int = Field(0, ge=0)
+    """Truncated, empty, tiny and non-image files."""
+    seed: int = Field(0, ge=0)
+    """Of the choice of images and changes."""
+
+
+class Images(Frozen):
+    """The pile."""
+
+    uri: str = Field(min_length=1)
+    """A folder, a glob pattern, a Parquet file with a column `image`, or an s3:// prefix."""
+    planted: Planted | None = None
+    """Plants known defects and reports how many were found; leave out to use the pile as it is."""
+
+
+class PixelEmbedding(Frozen):
+    """Embeds by pixels and gradients: no weights, no network."""
+
+    kind: Literal["pixels"] = "pixels"
+
+
+class TimmEmbedding(Frozen):
+    """Embeds with a model of timm."""
+
+    kind: Literal["timm"] = "timm"
+    name: str
+    """Model name, such as `vit_small_patch14_dinov2.lvd142m`."""
+    weights: str | None = None
+    """Local safetensors file; null takes the published weights (needs the network once)."""
+
+
+class TorchScriptEmbedding(Frozen):
+    """Embeds with a TorchScript file, such as SSCD's."""
+
+    kind: Literal["torchscript"] = "torchscript"
+    path: str
+    """The file."""
+    size_pixels: int = Field(288, ge=8)
+    """Side to which images are resized."""
+
+
+Embedding = Annotated[
+    PixelEmbedding | TimmEmbedding | TorchScriptEmbedding, Field(discriminator="kind")
+]
+
+
+class SeedRetrieval(Frozen):
+    """Keeps only the neighbours of a seed set, sample-based retrieval of arXiv:2304.07193."""
+
+    uri: str
+    """Seed images: a folder, a glob pattern, a Parquet file or an s3:// prefix."""
+    num_neighbours: int = Field(4, ge=1)
+    """Pile images taken for each seed image; the paper takes 4 for large sets, 32 for small."""
+
+
+class CurateSettings(Frozen):
+    """How a pile becomes a data set."""
+
+    min_side_pixels: int = Field(16, ge=1)
+    """Images with a shorter side are set aside."""
+    embedding: Embedding = PixelEmbedding()
+    """How images are compared."""
+    num_neighbours: int = Field(16, ge=1)
+    """Neighbours looked at for each image; the paper takes 64 on a billion images."""
+    near_duplicate_similarity: float = Field(0.6, gt=0, lt=1)
+    """Cosine above which two images may be copies; 0.6 is the paper's for SSCD embeddings."""
+    leak_similarity: float = Field(0.45, gt=0, lt=1)
+    """Cosine above which an image may be a copy of an evaluation image; the paper's for SSCD."""
+    verification: Literal["none", "registration"] = "none"
+    """`registration` aligns each candidate pair and compares pixels before it counts as a copy."""
+    seed_retrieval: SeedRetrieval | None = None
+    """Left out when null: everything distinct is kept."""
+    shard_size_bytes: int = Field(256 * 2**20, ge=2**16)
+    """Size at which a shard is closed."""
+    seed: int = Field(0, ge=0)
+    """Of the neighbour index."""
+
+
+class CurateStage(Frozen):
+    """From a pile of images to a curated data set."""
+
+    images: Images
+    """The pile."""
+    evaluation_images: tuple[str, ...] = ()
+    """Sets whose images, and all that is too close to them, must not be trained on."""
+    settings: CurateSettings = CurateSettings()
+    """How."""
+
+    @model_validator(mode="after")
+    def _leaks_have_a_source(self) -> Self:
+        planted = self.images.planted
+        if planted is not None and planted.leaks and not self.evaluation_images:
+            raise ValueError(
+                f"images.planted.leaks is {planted.leaks} but there is no evaluation set to leak "
+                f"from; set it to 0 or name an evaluation set"
+            )
+        return self

@@ -1,0 +1,44 @@
+"""The evaluation stage as a Kubeflow component."""
+
+from kfp import dsl
+
+COMMAND = ["python3", "-m", "components.evaluate"]
+
+
+@dsl.container_component
+def evaluate(
+    config: str,
+    context: str,
+    dataset: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Input[dsl.Model],
+    report: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+) -> dsl.ContainerSpec:
+    """Measure a teacher's features beside baselines and picture them.
+
+    Args:
+        config: Settings of the stage as JSON.
+        context: Work directory, run identity and tracking as JSON.
+        dataset: Manifest of the curated data set, for collapse indicators.
+        checkpoint: Manifest of the teacher.
+        report: Manifest of the numbers and pictures.
+        metrics: The numbers.
+    """
+    return dsl.ContainerSpec(
+        image="dinopipe",
+        command=COMMAND,
+        args=[
+            "--config",
+            config,
+            "--context",
+            context,
+            "--dataset",
+            dataset.path,
+            "--checkpoint",
+            checkpoint.path,
+            "--output",
+            report.path,
+            "--executor-input",
+            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )

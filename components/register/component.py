@@ -1,0 +1,46 @@
+"""The registration stage as a Kubeflow component."""
+
+from kfp import dsl
+
+COMMAND = ["python3", "-m", "components.register"]
+
+
+@dsl.container_component
+def register(
+    config: str,
+    context: str,
+    dataset: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Input[dsl.Model],
+    report: dsl.Input[dsl.Artifact],
+    registration: dsl.Output[dsl.Artifact],
+) -> dsl.ContainerSpec:
+    """Register a teacher as a model version and give it the alias that the gate decides.
+
+    Args:
+        config: Settings of the stage as JSON.
+        context: Work directory, run identity and tracking as JSON.
+        dataset: Manifest of the data it was trained on.
+        checkpoint: Manifest of the teacher.
+        report: Manifest of its numbers.
+        registration: Manifest of the model version and of the decision.
+    """
+    return dsl.ContainerSpec(
+        image="dinopipe",
+        command=COMMAND,
+        args=[
+            "--config",
+            config,
+            "--context",
+            context,
+            "--dataset",
+            dataset.path,
+            "--checkpoint",
+            checkpoint.path,
+            "--report",
+            report.path,
+            "--output",
+            registration.path,
+            "--executor-input",
+            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )

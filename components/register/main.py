@@ -1,0 +1,208 @@
+"""Registers a teacher as a model version; a gate decides its alias."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from components.register.config import Gate, RegisterStage
+from components.runtime.manifests import (
+    CheckpointManifest,
+    DatasetManifest,
+    EvaluationReport,
+    Registration,
+    digest_of,
+    write_atomically,
+)
+from components.runtime.registry import (
+    EVALUATION_TAG,
+    METRIC_TAG,
+    VALUE_TAG,
+    RegisteredVersion,
+    Registry,
+)
+from components.runtime.stage import Stage, Workplace, context_of, run_stage, stage_parser
+
+MODEL_CODE = Path(__file__).parent / "teacher_model.py"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; its flags are those of the component."""
+    parser = stage_parser("Register a teacher.", "dataset", "checkpoint", "report")
+    args = parser.parse_args(argv)
+    config = RegisterStage.model_validate_json(args.config)
+    context = context_of(args)
+    dataset = DatasetManifest.read(args.dataset)
+    checkpoint = CheckpointManifest.read(args.checkpoint)
+    report = EvaluationReport.read(args.report)
+
+    def work(place: Workplace) -> Registration:
+        return _register(config, dataset, checkpoint, report, place)
+
+    stage = Stage(
+        name="register",
+        manifest_type=Registration,
+        settings=config,
+        identity={"config": config.model_dump(mode="json"), "uri": context.resolved_tracking_uri},
+        parents=(dataset, checkpoint, report),
+        work=work,
+        metrics=lambda registration: {"model_version": float(registration.model_version)},
+    )
+    return run_stage(stage, args=args, context=context)
+
+
+def _register(
+    config: RegisterStage,
+    dataset: DatasetManifest,
+    checkpoint: CheckpointManifest,
+    report: EvaluationReport,
+    place: Workplace,
+) -> Registration:
+    registry = Registry(place.run, config.model_name)
+    place.report("deciding", 0, 2, unit="step")
+    decision = decide(
+        config.gate, report=report, champion=registry.under_alias(config.champion_alias)
+    )
+    place.report("registering", 1, 2, unit="step")
+    directory = place.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    version = registry.add(
+        code=MODEL_CODE,
+        weights=_backbone_weights(checkpoint, directory / "teacher.safetensors"),
+        config=_model_config(checkpoint, directory / "teacher.json"),
+        example=_example_image(checkpoint),
+        documents={"evaluation": _written(report, directory / "evaluation.json")},
+        metrics=report.metrics,
+    )
+    alias = config.champion_alias if decision.is_champion else config.challenger_alias
+    registry.decide(
+        version.version,
+        alias=alias,
+        tags={
+            "dinopipe.decision": decision.sentence,
+            METRIC_TAG: config.gate.metric if config.gate else "",
+            VALUE_TAG: repr(decision.value) if decision.value is not None else "",
+            EVALUATION_TAG: report.evaluation_sha256,
+            "dinopipe.dataset_sha256": dataset.sha256,
+            "dinopipe.teacher_sha256": checkpoint.sha256,
+            "dinopipe.run_id": place.context.run_id,
+        },
+    )
+    place.report("registering", 2, 2, unit="step")
+    return Registration(
+        uri=f"models:/{config.model_name}/{version.version}",
+        sha256=digest_of([checkpoint.sha256, report.sha256, version.version]),
+        config_sha256=place.config_sha256,
+        parents=place.parents,
+        mlflow_run_id=place.run.run_id,
+        model_name=config.model_name,
+        model_version=version.version,
+        alias=alias,
+        decision=decision.sentence,
+        tracking_uri=place.context.resolved_tracking_uri,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What the gate says."""
+
+    is_champion: bool
+    sentence: str
+    value: float | None
+
+
+def decide(
+    gate: Gate | None, *, report: EvaluationReport, champion: RegisteredVersion | None
+) -> Decision:
+    """Whether a new model becomes the champion, and why.
+
+    Args:
+        gate: Metric and minimum gain; None lets every model through.
+        report: Numbers of the new model.
+        champion: Current champion; None if there is none.
+
+    Raises:
+        ValueError: The metric was not measured.
+    """
+    if gate is None:
+        return Decision(is_champion=True, sentence="no gate is set", value=None)
+    if gate.metric not in report.metrics:
+        raise ValueError(
+            f"gate metric {gate.metric} was not measured; set registry.gate.metric to one of "
+            f"{', '.join(report.metrics)}"
+        )
+    value = report.metrics[gate.metric]
+    new = f"{gate.metric} {value:.4f}"
+    untrained = report.metrics.get(f"{gate.metric}_untrained")
+    if gate.beats_untrained and untrained is not None and value <= untrained:
+        sentence = f"{new} does not beat the same architecture untrained ({untrained:.4f})"
+        return Decision(is_champion=False, sentence=sentence, value=value)
+    if champion is None:
+        return Decision(is_champion=True, sentence=f"{new}; the first champion", value=value)
+    old_value, tags = champion.tags.get(VALUE_TAG, ""), champion.tags
+    named = f"champion (version {champion.version})"
+    comparable = (
+        tags.get(METRIC_TAG) == gate.metric
+        and tags.get(EVALUATION_TAG) == report.evaluation_sha256
+        and old_value
+    )
+    if not comparable:
+        sentence = f"{new}, but the {named} was not measured with it on the same sets"
+        return Decision(is_champion=False, sentence=sentence, value=value)
+    gain = value - float(old_value)
+    said = f"{new} is {gain:+.4f} from the {named}; a gain of {gate.minimum_gain:+.4f} is needed"
+    return Decision(is_champion=gain >= gate.minimum_gain, sentence=said, value=value)
+
+
+def _backbone_weights(checkpoint: CheckpointManifest, path: Path) -> Path:
+    tensors = load_file(checkpoint.teacher_uri)
+    prefix = "backbone."
+    backbone = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+    save_file(backbone, path)
+    return path
+
+
+def _model_config(checkpoint: CheckpointManifest, path: Path) -> Path:
+    teacher = checkpoint.teacher
+    backbone, dimensions = teacher.backbone, teacher.backbone.dimensions
+    described = {
+        "architecture": {
+            **dimensions.model_dump(mode="json"),
+            "feed_forward": backbone.feed_forward,
+            "patch_size_pixels": backbone.patch_size_pixels,
+            "num_register_tokens": backbone.num_register_tokens,
+            "num_channels": backbone.num_channels,
+            "position_offset": backbone.position_offset,
+            "position_antialias": backbone.position_antialias,
+            "image_size_pixels": teacher.image_size_pixels,
+        },
+        "preprocessing": {
+            "size_pixels": teacher.image_size_pixels,
+            "mean": teacher.mean,
+            "standard_deviation": teacher.standard_deviation,
+        },
+    }
+    write_atomically(path, json.dumps(described, indent=2) + "\n")
+    return path
+
+
+def _example_image(checkpoint: CheckpointManifest) -> bytes:
+    """A plain image of the teacher's own size and number of channels, as a PNG file."""
+    teacher = checkpoint.teacher
+    mode = "L" if teacher.backbone.num_channels == 1 else "RGB"
+    size = (teacher.image_size_pixels, teacher.image_size_pixels)
+    buffer = io.BytesIO()
+    Image.radial_gradient("L").resize(size).convert(mode).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _written(report: EvaluationReport, path: Path) -> Path:
+    report.write(path)
+    return path

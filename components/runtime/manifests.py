@@ -1,0 +1,188 @@
+"""Manifests: the small JSON documents that stages hand to each other instead of bulk data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, Field, ValidationError
+
+from dinov2_core.config import Backbone, Frozen
+
+
+def digest_of(value: object) -> str:
+    """Hex sha256 of a value's canonical JSON; equal content gives equal digests.
+
+    Args:
+        value: Anything that `json.dumps` takes, or a pydantic model.
+    """
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class Parent(Frozen):
+    """A manifest that this one was made from."""
+
+    kind: str
+    """What it describes."""
+    sha256: str
+    """Digest of what it describes."""
+
+
+class Manifest(Frozen):
+    """What every manifest says."""
+
+    uri: str
+    """Directory or file that holds the bytes."""
+    sha256: str
+    """Digest of the content the manifest stands for; the same content has the same digest."""
+    config_sha256: str
+    """Digest of the settings that made it."""
+    parents: tuple[Parent, ...] = ()
+    """Manifests it was made from."""
+    mlflow_run_id: str = ""
+    """Run that logged the stage which made it."""
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_atomically(path, self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a manifest.
+
+        Raises:
+            ValueError: The file is missing or is not such a manifest.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"manifest {path} does not exist; run the stage that writes it first"
+            ) from error
+        except ValidationError as error:
+            raise ValueError(f"{path} is not a {cls.__name__}: {error}") from error
+
+
+class AuditReport(Frozen):
+    """How much of what was planted into the pile the curation found."""
+
+    exact_recall: float
+    """Share of planted byte-identical copies removed, in [0, 1]."""
+    near_recall: float
+    """Share of planted changed copies removed, in [0, 1]."""
+    leak_recall: float
+    """Share of planted evaluation images removed, in [0, 1]."""
+    corrupt_recall: float
+    """Share of planted defective files set aside, in [0, 1]."""
+    distinct_lost: float
+    """Share of the distinct images of which no copy was kept, in [0, 1]."""
+
+
+class DatasetManifest(Manifest):
+    """A curated data set: shards of the kept images and a table of all images."""
+
+    kind: Literal["dataset"] = "dataset"
+    num_images: int = Field(ge=0)
+    """Images found in the pile."""
+    num_kept: int = Field(ge=0)
+    """Images kept, all of them in the shards."""
+    reasons: dict[str, int]
+    """Number of images set aside, by reason."""
+    table_uri: str
+    """Parquet file with one row per image of the pile."""
+    shards_uri: str
+    """Directory of the shards and of their index."""
+    num_shards: int = Field(ge=0)
+    """Number of shard files."""
+    size_bytes: int = Field(ge=0)
+    """Bytes of all shards."""
+    audit: AuditReport | None = None
+    """Present if defects were planted."""
+
+    def counts_add_up(self) -> bool:
+        """Whether every image is either kept or set aside for one reason."""
+        return self.num_images == self.num_kept + sum(self.reasons.values())
+
+
+class TeacherConfig(Frozen):
+    """What is needed to run exported teacher weights."""
+
+    backbone: Backbone
+    """Architecture of the teacher."""
+    image_size_pixels: int
+    """Resolution whose grid of positions the weights hold."""
+    mean: tuple[float, ...]
+    """Per channel, subtracted from values in [0, 1]."""
+    standard_deviation: tuple[float, ...]
+    """Per channel, divides after the mean."""
+
+
+class CheckpointManifest(Manifest):
+    """A trained teacher and the resumable state it came from."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    phase: Literal["pretrain", "finetune"]
+    """Stage that trained it."""
+    teacher_uri: str
+    """Safetensors file: teacher backbone and heads."""
+    checkpoints_uri: str
+    """Directory of resumable checkpoints."""
+    teacher: TeacherConfig
+    """How to run the weights."""
+    step: int = Field(ge=0)
+    """Optimizer steps taken."""
+    final_losses: dict[str, float]
+    """Losses of the last step, by name."""
+    images_per_second: float
+    """Mean training throughput over all ranks."""
+
+
+class EvaluationReport(Manifest):
+    """What the teacher's features are worth."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    metrics: dict[str, float]
+    """Name such as `SET/knn_top1` to value; baselines end in `_untrained` or `_pixels`."""
+    evaluation_sha256: str
+    """Digest of the evaluation sets and of how they were measured."""
+    pictures: tuple[str, ...]
+    """PNG files."""
+
+
+class Registration(Manifest):
+    """The registered model version and how its alias was decided."""
+
+    kind: Literal["registration"] = "registration"
+    model_name: str
+    """Registered model."""
+    model_version: int = Field(ge=1)
+    """Version of it."""
+    alias: str
+    """Alias that the gate gave."""
+    decision: str
+    """Why, in a sentence with the numbers."""
+    tracking_uri: str
+    """Tracking server or store that holds it."""

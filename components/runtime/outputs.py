@@ -1,0 +1,44 @@
+"""Kubeflow's executor output: how a container hands metadata and numbers to the pipeline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from components.runtime.manifests import Manifest, write_atomically
+
+
+def write_executor_output(
+    executor_input: str, *, manifest: Manifest, metrics: dict[str, float]
+) -> None:
+    """Write the file that makes artifact metadata and metrics visible in Kubeflow.
+
+    Without it a container's artifact outputs are lost when a pipeline runs locally.
+
+    Args:
+        executor_input: JSON that Kubeflow put in the place of `{{$}}`; empty outside of it.
+        manifest: Its facts become the metadata of every artifact that is not a metric.
+        metrics: Become the metadata of the artifact named `metrics`, if the stage has one.
+    """
+    if not executor_input:
+        return
+    outputs = json.loads(executor_input)["outputs"]
+    described: dict[str, object] = {}
+    for name, entry in outputs.get("artifacts", {}).items():
+        artifact = entry["artifacts"][0]
+        metadata = metrics if name == "metrics" else _metadata(manifest)
+        described[name] = {
+            "artifacts": [
+                {"name": artifact.get("name", name), "uri": artifact["uri"], "metadata": metadata}
+            ]
+        }
+    write_atomically(Path(outputs["outputFile"]), json.dumps({"artifacts": described}))
+
+
+def _metadata(manifest: Manifest) -> dict[str, str]:
+    return {
+        "uri": manifest.uri,
+        "sha256": manifest.sha256,
+        "config_sha256": manifest.config_sha256,
+        "mlflow_run_id": manifest.mlflow_run_id,
+    }

@@ -1,0 +1,178 @@
+"""The frame of every stage: identity, reuse of finished work, tracking, errors, outputs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from components.runtime.context import RunContext
+from components.runtime.logging import set_up_logging
+from components.runtime.manifests import Manifest, Parent, digest_of, write_atomically
+from components.runtime.outputs import write_executor_output
+from components.runtime.progress import Reporter
+from components.runtime.storage import StorageError
+from components.runtime.tracking import StageRun, Tracker, TrackingUnreachable, package_version
+from dinov2_core.config import Frozen
+
+logger = logging.getLogger(__name__)
+
+Output = TypeVar("Output", bound=Manifest)
+
+WRONG_INPUT = 2
+"""Exit code for what a person can put right."""
+
+
+class StageFailed(Exception):
+    """A process that the stage started failed; the message is what the person should read."""
+
+
+FOR_PEOPLE = (ValueError, StorageError, TrackingUnreachable, StageFailed)
+"""Errors whose message says all that is needed; others are shown with their traceback."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workplace:
+    """What a stage's work may use."""
+
+    directory: Path
+    """Kept between attempts of the same work; outputs go here."""
+    run: StageRun
+    """MLflow run of the stage."""
+    report: Reporter
+    """Progress."""
+    config_sha256: str
+    """For the manifest."""
+    parents: tuple[Parent, ...]
+    """For the manifest."""
+    context: RunContext
+    """Of the pipeline run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage(Generic[Output]):
+    """One stage's work and what identifies it."""
+
+    name: str
+    """Name of the task in the pipeline."""
+    manifest_type: type[Output]
+    """What it writes."""
+    settings: Frozen
+    """Logged as parameters."""
+    identity: object
+    """Settings that may change the result, without places, and digests of what it reads."""
+    parents: tuple[Manifest, ...]
+    """Manifests it reads."""
+    work: Callable[[Workplace], Output]
+    """Does it."""
+    metrics: Callable[[Output], dict[str, float]]
+    """Numbers to show for a manifest."""
+
+
+def stage_parser(description: str, *inputs: str) -> argparse.ArgumentParser:
+    """The flags that every stage has, and one for each manifest that it reads."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config", required=True, help="settings of the stage, JSON")
+    parser.add_argument("--context", required=True, help="work directory and tracking, JSON")
+    for name in inputs:
+        parser.add_argument(f"--{name}", required=True, type=Path, help=f"manifest: {name}")
+    parser.add_argument("--output", required=True, type=Path, help="manifest to write")
+    parser.add_argument("--executor-input", default="", help="what Kubeflow says of the outputs")
+    return parser
+
+
+def context_of(args: argparse.Namespace) -> RunContext:
+    """The run context, with Kubeflow's run identity where none was given."""
+    context = RunContext.model_validate_json(args.context)
+    return context if context.run_id else context.model_copy(update={"run_id": "local"})
+
+
+def entry_point(name: str, prepare: Callable[[], int]) -> int:
+    """Run a stage's `main` so that a person sees its error last; gives the exit code."""
+    set_up_logging()
+    try:
+        return prepare()
+    except FOR_PEOPLE as error:
+        logger.error("%s: %s", name, error)
+        return 1 if isinstance(error, StageFailed) else WRONG_INPUT
+    except Exception:
+        traceback.print_exc(file=sys.stderr)
+        return 1
+
+
+def run_stage(stage: Stage[Output], *, args: argparse.Namespace, context: RunContext) -> int:
+    """Do a stage's work, or take over what an equal stage has done, and write its manifest.
+
+    A stage with the same settings, the same inputs and the same program version has the same
+    directory; a manifest in it means that it is finished.
+    """
+    config_sha256 = digest_of(stage.settings)
+    parents = tuple(Parent(kind=_kind(m), sha256=m.sha256) for m in stage.parents)
+    key = digest_of(
+        {
+            "stage": stage.name,
+            "version": package_version("dinopipe"),
+            "identity": stage.identity,
+            "parents": [parent.sha256 for parent in parents],
+        }
+    )
+    directory = context.stage_directory(stage.name, key)
+    report = Reporter(context.progress_directory / f"{stage.name}.json", stage=stage.name)
+    finished = directory / "manifest.json"
+    _forget_unless_cached(directory, context)
+    tracker = Tracker(context)
+    run = tracker.stage(stage.name, key=key[:16])
+    try:
+        cached = finished.exists()
+        if cached:
+            manifest = stage.manifest_type.read(finished)
+            run.set_tags({"dinopipe.cached_from": manifest.mlflow_run_id})
+        else:
+            run.log_params(json.loads(stage.settings.model_dump_json()))
+            place = Workplace(
+                directory=directory,
+                run=run,
+                report=report,
+                config_sha256=config_sha256,
+                parents=parents,
+                context=context,
+            )
+            manifest = stage.work(place)
+            manifest.write(finished)
+        numbers = stage.metrics(manifest)
+        run.log_metrics(numbers)
+        manifest.write(args.output)
+        write_executor_output(args.executor_input, manifest=manifest, metrics=numbers)
+    except BaseException as error:
+        report.finish("failed", detail=_said(error))
+        run.set_tags({"dinopipe.error": _said(error)})
+        run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    run.end("FINISHED")
+    report.finish("cached" if cached else "succeeded", manifest_uri=str(finished))
+    return 0
+
+
+def _said(error: BaseException) -> str:
+    """An error as a person reads it: its own sentence if it is meant for people."""
+    return str(error) if isinstance(error, FOR_PEOPLE) else f"{type(error).__name__}: {error}"
+
+
+def _kind(manifest: Manifest) -> str:
+    return str(getattr(manifest, "kind", type(manifest).__name__))
+
+
+def _forget_unless_cached(directory: Path, context: RunContext) -> None:
+    """Without the cache, empty the directory once per run: a restart of the run continues it."""
+    owner = directory / "run_id"
+    ours = owner.exists() and owner.read_text(encoding="utf-8") == context.run_id
+    if not context.use_cache and directory.exists() and not ours:
+        shutil.rmtree(directory)
+    write_atomically(owner, context.run_id)

@@ -1,0 +1,222 @@
+"""Objects on disk and on S3: listing and reading, the only door to boto3."""
+
+from __future__ import annotations
+
+import glob as globbing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import boto3
+import pyarrow
+import pyarrow.compute as compute
+import pyarrow.parquet as parquet
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+
+class StorageError(Exception):
+    """An object could not be listed or read; the message says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredObject:
+    """One object under a root."""
+
+    key: str
+    """Path relative to the root, with forward slashes."""
+    uri: str
+    """Where it is read from."""
+    size_bytes: int
+    """Size of the object."""
+
+
+class ObjectSource(Protocol):
+    """A root under which objects lie."""
+
+    def objects(self) -> list[StoredObject]:
+        """All objects, ordered by key."""
+        ...
+
+    def read(self, item: StoredObject) -> bytes:
+        """Bytes of one object."""
+        ...
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names an object store rather than a path."""
+    return uri.startswith("s3://")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalSource:
+    """Files below a folder, or those that a glob pattern matches."""
+
+    pattern: str
+
+    def objects(self) -> list[StoredObject]:
+        """All files, ordered by path; hidden files and folders are left out.
+
+        Raises:
+            StorageError: Nothing exists at the path, or nothing matches the pattern.
+        """
+        root, paths = self._root_and_paths()
+        items = [
+            StoredObject(
+                key=path.relative_to(root).as_posix(), uri=str(path), size_bytes=path.stat().st_size
+            )
+            for path in paths
+        ]
+        return sorted(items, key=lambda item: item.key)
+
+    def read(self, item: StoredObject) -> bytes:
+        """Bytes of one file."""
+        return Path(item.uri).read_bytes()
+
+    def _root_and_paths(self) -> tuple[Path, Iterator[Path]]:
+        root = Path(self.pattern)
+        if root.is_dir():
+            return root, _files_below(root)
+        if root.is_file():
+            return root.parent, iter([root])
+        if not globbing.has_magic(self.pattern):
+            raise StorageError(
+                f"folder {self.pattern} does not exist; set images.uri to an existing folder, "
+                f"a glob pattern, a Parquet file or an s3:// prefix"
+            )
+        matches = [Path(path) for path in globbing.glob(self.pattern, recursive=True)]
+        return _fixed_part(self.pattern), (path for path in matches if path.is_file())
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
+def _fixed_part(pattern: str) -> Path:
+    parts = Path(pattern).parts
+    return Path(*parts[: _first_magic(parts)])
+
+
+def _first_magic(parts: tuple[str, ...]) -> int:
+    return next((i for i, part in enumerate(parts) if globbing.has_magic(part)), len(parts) - 1)
+
+
+class ParquetSource:
+    """Rows of a Parquet file whose column `image` holds the bytes of image files."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file.
+
+        Raises:
+            StorageError: It does not exist or has no such column.
+        """
+        self._path = path
+        try:
+            columns = parquet.read_schema(path).names
+        except (OSError, pyarrow.ArrowInvalid) as error:
+            raise StorageError(
+                f"{path} is not a readable Parquet file; name a file with a column `image`"
+            ) from error
+        if "image" not in columns:
+            raise StorageError(
+                f"{path} has columns {', '.join(columns)}; a column `image` with the bytes of "
+                f"image files is needed"
+            )
+        self._images = parquet.read_table(path, columns=["image"])["image"]
+
+    def objects(self) -> list[StoredObject]:
+        """One object per row, in the order of the file."""
+        sizes = compute.binary_length(self._images).to_pylist()
+        return [
+            StoredObject(key=f"row_{i:09d}", uri=f"{self._path}#{i}", size_bytes=size or 0)
+            for i, size in enumerate(sizes)
+        ]
+
+    def read(self, item: StoredObject) -> bytes:
+        """Bytes of one row."""
+        content: bytes = self._images[int(item.uri.rpartition("#")[2])].as_py() or b""
+        return content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class S3Source:
+    """Objects below an S3 prefix; endpoint and credentials come from the environment."""
+
+    bucket: str
+    prefix: str
+    client: Any
+
+    def objects(self) -> list[StoredObject]:
+        """All objects below the prefix, ordered by key.
+
+        Raises:
+            StorageError: No credentials, no such bucket, no permission, no connection.
+        """
+        try:
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self.prefix
+            )
+            found = [entry for page in pages for entry in page.get("Contents", [])]
+        except (BotoCoreError, ClientError) as error:
+            raise _explained(error, f"s3://{self.bucket}/{self.prefix}") from error
+        items = [
+            StoredObject(
+                key=entry["Key"][len(self.prefix) :].lstrip("/"),
+                uri=f"s3://{self.bucket}/{entry['Key']}",
+                size_bytes=entry["Size"],
+            )
+            for entry in found
+            if not entry["Key"].endswith("/")
+        ]
+        return sorted(items, key=lambda item: item.key)
+
+    def read(self, item: StoredObject) -> bytes:
+        """Bytes of one object, retried by the client before it gives up.
+
+        Raises:
+            StorageError: As for `objects`.
+        """
+        parts = urlsplit(item.uri)
+        try:
+            answer = self.client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
+            body: bytes = answer["Body"].read()
+            return body
+        except (BotoCoreError, ClientError) as error:
+            raise _explained(error, item.uri) from error
+
+
+def open_source(uri: str) -> ObjectSource:
+    """The source that a folder, a file, a glob pattern or an s3:// prefix names.
+
+    Raises:
+        StorageError: A Parquet file is missing or has no images.
+    """
+    if not is_remote(uri):
+        is_table = uri.endswith(".parquet") and not globbing.has_magic(uri)
+        return ParquetSource(Path(uri)) if is_table else LocalSource(pattern=uri)
+    parts = urlsplit(uri)
+    settings = Config(
+        retries={"max_attempts": 5, "mode": "standard"}, connect_timeout=5, read_timeout=30
+    )
+    prefix = parts.path.lstrip("/")
+    folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+    return S3Source(bucket=parts.netloc, prefix=folder, client=boto3.client("s3", config=settings))
+
+
+def _explained(error: BotoCoreError | ClientError, uri: str) -> StorageError:
+    if isinstance(error, NoCredentialsError):
+        return StorageError(
+            f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"AWS_PROFILE, or give the pod a role (never in the spec)"
+        )
+    if isinstance(error, ClientError):
+        code = error.response.get("Error", {}).get("Code", "unknown")
+        return StorageError(f"S3 answered {code} for {uri}; check bucket, prefix and permissions")
+    return StorageError(
+        f"S3 is not reachable for {uri} ({error}); check AWS_ENDPOINT_URL and the network"
+    )

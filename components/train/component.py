@@ -1,0 +1,83 @@
+"""The two training stages as Kubeflow components: one program, two declarations."""
+
+from kfp import dsl
+
+COMMAND = ["python3", "-m", "components.train"]
+
+
+@dsl.container_component
+def pretrain(
+    config: str,
+    context: str,
+    dataset: dsl.Input[dsl.Dataset],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> dsl.ContainerSpec:
+    """Train student and teacher from scratch or from given weights.
+
+    Args:
+        config: Settings of the stage as JSON.
+        context: Work directory, run identity and tracking as JSON.
+        dataset: Manifest of the curated data set.
+        checkpoint: Manifest of the teacher and of the resumable state.
+        metrics: Last losses and throughput.
+    """
+    return dsl.ContainerSpec(
+        image="dinopipe",
+        command=COMMAND,
+        args=[
+            "--phase",
+            "pretrain",
+            "--config",
+            config,
+            "--context",
+            context,
+            "--dataset",
+            dataset.path,
+            "--output",
+            checkpoint.path,
+            "--executor-input",
+            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )
+
+
+@dsl.container_component
+def finetune(
+    config: str,
+    context: str,
+    dataset: dsl.Input[dsl.Dataset],
+    pretrained: dsl.Input[dsl.Model],
+    checkpoint: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+) -> dsl.ContainerSpec:
+    """Continue from the pretrained teacher for a few steps at a higher resolution.
+
+    Args:
+        config: Settings of the stage as JSON.
+        context: Work directory, run identity and tracking as JSON.
+        dataset: Manifest of the curated data set.
+        pretrained: Manifest of the teacher to start from.
+        checkpoint: Manifest of the teacher and of the resumable state.
+        metrics: Last losses and throughput.
+    """
+    return dsl.ContainerSpec(
+        image="dinopipe",
+        command=COMMAND,
+        args=[
+            "--phase",
+            "finetune",
+            "--config",
+            config,
+            "--context",
+            context,
+            "--dataset",
+            dataset.path,
+            "--pretrained",
+            pretrained.path,
+            "--output",
+            checkpoint.path,
+            "--executor-input",
+            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
+        ],
+    )

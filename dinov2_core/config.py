@@ -1,0 +1,374 @@
+"""Learning settings: what is learned, from which crops, with which objective and schedule."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Frozen(BaseModel):
+    """A value: fixed once validated, equal by content, closed to unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Dimensions(Frozen):
+    """Size of a vision transformer of one's own."""
+
+    embed_dim: int = Field(ge=16)
+    """Width D of every token."""
+    depth: int = Field(ge=1)
+    """Number of blocks."""
+    num_heads: int = Field(ge=1)
+    """Attention heads; divides embed_dim."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of the feed-forward part, as a multiple of embed_dim."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.embed_dim % self.num_heads:
+            raise ValueError(
+                f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}; "
+                f"choose a number of heads that divides {self.embed_dim}"
+            )
+        return self
+
+
+ArchitectureName = Literal["vit_tiny", "vit_small", "vit_base", "vit_large", "vit_giant2"]
+
+ARCHITECTURES: dict[ArchitectureName, Dimensions] = {
+    "vit_tiny": Dimensions(embed_dim=192, depth=12, num_heads=3),
+    "vit_small": Dimensions(embed_dim=384, depth=12, num_heads=6),
+    "vit_base": Dimensions(embed_dim=768, depth=12, num_heads=12),
+    "vit_large": Dimensions(embed_dim=1024, depth=24, num_heads=16),
+    "vit_giant2": Dimensions(embed_dim=1536, depth=40, num_heads=24),
+}
+"""Named sizes; the last four are those of arXiv:2304.07193, table 17."""
+
+
+class Backbone(Frozen):
+    """The vision transformer that student and teacher share."""
+
+    architecture: ArchitectureName | Dimensions
+    """A name (vit_tiny, vit_small, vit_base, vit_large, vit_giant2) or dimensions of one's own."""
+    patch_size_pixels: int = Field(14, ge=1)
+    """Side of a square patch. DINOv2 releases use 14."""
+    num_channels: int = Field(3, ge=1)
+    """Channels of the images."""
+    feed_forward: Literal["mlp", "swiglu"] = "mlp"
+    """Feed-forward part of a block; vit_giant2 and the long recipes use swiglu."""
+    num_register_tokens: int = Field(0, ge=0)
+    """Register tokens without position, arXiv:2309.16588 uses 4."""
+    layer_scale: float = Field(1e-5, gt=0)
+    """Initial value of LayerScale."""
+    drop_path_rate: float = Field(0.3, ge=0, lt=1)
+    """Share of samples that a residual branch skips in training, the same in every block."""
+    position_offset: float = Field(0.0, ge=0)
+    """Offset added to the grid when positions are resampled by scale factor; 0 resamples by size.
+    The first DINOv2 release used 0.1, the one with registers 0."""
+    position_antialias: bool = True
+    """Low-pass filter positions when resampling; timm and the registers release do."""
+
+    @property
+    def dimensions(self) -> Dimensions:
+        """Width, depth and heads that the architecture stands for."""
+        if isinstance(self.architecture, Dimensions):
+            return self.architecture
+        return ARCHITECTURES[self.architecture]
+
+
+class Crops(Frozen):
+    """Multi-crop augmentation, arXiv:2104.14294 and the recipe of arXiv:2304.07193."""
+
+    global_crop_size_pixels: int = Field(224, ge=8)
+    """Side of the two global crops."""
+    local_crop_size_pixels: int = Field(98, ge=4)
+    """Side of the local crops."""
+    num_local_crops: int = Field(8, ge=0)
+    """Local crops per image."""
+    global_crop_scale: tuple[float, float] = (0.32, 1.0)
+    """Smallest and largest share of the image's area in a global crop."""
+    local_crop_scale: tuple[float, float] = (0.05, 0.32)
+    """Smallest and largest share of the image's area in a local crop."""
+    horizontal_flip_probability: float = Field(0.5, ge=0, le=1)
+    """Probability of mirroring a crop left to right."""
+    color_jitter_probability: float = Field(0.8, ge=0, le=1)
+    """Probability of the colour jitter (brightness, contrast .4, saturation .2, hue .1)."""
+    grayscale_probability: float = Field(0.2, ge=0, le=1)
+    """Probability of dropping the colours."""
+    blur_probabilities: tuple[float, float, float] = (0.0, 0.9, 0.5)
+    """Gaussian blur of first global, second global and local crops. These are what the released
+    weights were trained with; arXiv:2104.14294 states (1.0, 0.1, 0.5)."""
+    solarize_probability: float = Field(0.2, ge=0, le=1)
+    """Probability of solarising the second global crop."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Subtracted per channel from values in [0, 1]."""
+    standard_deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Divides per channel after the mean is subtracted."""
+
+    @model_validator(mode="after")
+    def _scales_are_intervals(self) -> Self:
+        for name in ("global_crop_scale", "local_crop_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"{name} [{low}, {high}] is not an interval within (0, 1]")
+        if any(not 0 <= p <= 1 for p in self.blur_probabilities):
+            raise ValueError(f"blur_probabilities {self.blur_probabilities} must lie in [0, 1]")
+        if len(self.mean) != len(self.standard_deviation):
+            raise ValueError(
+                f"mean has {len(self.mean)} channels, standard_deviation "
+                f"{len(self.standard_deviation)}; give one value per channel to both"
+            )
+        return self
+
+
+class Masking(Frozen):
+    """Block-wise masks of the student's global crops, arXiv:2111.07832."""
+
+    probability: float = Field(0.5, ge=0, le=1)
+    """Share of the global crops that are masked."""
+    ratio: tuple[float, float] = (0.1, 0.5)
+    """Smallest and largest share of masked patches in a masked crop."""
+
+    @model_validator(mode="after")
+    def _ratio_is_interval(self) -> Self:
+        low, high = self.ratio
+        if not 0 <= low <= high < 1:
+            raise ValueError(f"ratio [{low}, {high}] is not an interval within [0, 1)")
+        return self
+
+
+class Head(Frozen):
+    """Projection head: MLP, bottleneck, L2 normalisation, prototypes."""
+
+    kind: Literal["own"] = "own"
+    num_prototypes: int = Field(65536, ge=2)
+    """Number K of prototypes; 131072 in the long recipes."""
+    bottleneck_dim: int = Field(256, ge=2)
+    """Width of the normalised features that meet the prototypes."""
+    hidden_dim: int = Field(2048, ge=2)
+    """Width of the MLP's hidden layers."""
+    num_layers: int = Field(3, ge=1)
+    """Linear layers before the prototypes."""
+
+
+class SharedHead(Frozen):
+    """Patches use the head of the cls token."""
+
+    kind: Literal["shared"] = "shared"
+
+
+class DinoObjective(Frozen):
+    """Image-level cross-entropy between student and teacher, arXiv:2104.14294."""
+
+    weight: float = Field(1.0, ge=0)
+    """Factor of the loss."""
+    head: Head
+    """Projection head of the cls token."""
+
+
+class IbotObjective(Frozen):
+    """Cross-entropy on masked patches, arXiv:2111.07832."""
+
+    weight: float = Field(1.0, ge=0)
+    """Factor of the loss."""
+    head: Annotated[Head | SharedHead, Field(discriminator="kind")]
+    """Projection head of the masked patches, of their own or shared with the cls token."""
+
+
+class KoleoObjective(Frozen):
+    """Spreads the cls tokens of a batch, arXiv:1806.03198."""
+
+    weight: float = Field(0.1, ge=0)
+    """Factor of the loss, for each of the two global crops."""
+    neighbours: Literal["global_batch", "rank"] = "global_batch"
+    """Where the nearest neighbour is looked for; the reference looks on its own rank only."""
+
+
+class SinkhornKnopp(Frozen):
+    """Teacher targets by Sinkhorn-Knopp, arXiv:2006.09882."""
+
+    kind: Literal["sinkhorn_knopp"] = "sinkhorn_knopp"
+    num_iterations: int = Field(3, ge=1)
+    """Row-and-column normalisations of each teacher batch."""
+
+
+class SoftmaxCentering(Frozen):
+    """Teacher targets by softmax after subtracting a running mean, arXiv:2104.14294."""
+
+    kind: Literal["softmax"] = "softmax"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Momentum of the running mean of teacher scores."""
+
+
+Centering = Annotated[SinkhornKnopp | SoftmaxCentering, Field(discriminator="kind")]
+
+
+class Teacher(Frozen):
+    """Schedules of the exponential moving average and of its softmax."""
+
+    momentum: float = Field(0.992, ge=0, le=1)
+    """EMA momentum at the first step."""
+    final_momentum: float = Field(1.0, ge=0, le=1)
+    """EMA momentum at the last step (cosine in between)."""
+    warmup_temperature: float = Field(0.04, gt=0)
+    """Softmax temperature at the first step."""
+    temperature: float = Field(0.07, gt=0)
+    """Softmax temperature after the warm-up (linear in between)."""
+    temperature_warmup_steps: int = Field(37_500, ge=0)
+    """Length of the temperature's warm-up; 30 epochs of 1250 steps in the reference."""
+
+
+class Optimization(Frozen):
+    """AdamW, its schedules and the batch."""
+
+    num_steps: int = Field(125_000, ge=1)
+    """Optimizer steps of the whole run."""
+    warmup_steps: int = Field(12_500, ge=0)
+    """Steps of the learning rate's linear warm-up."""
+    global_batch_size: int = Field(2048, ge=1)
+    """Images per optimizer step over all ranks."""
+    base_learning_rate: float = Field(0.004, gt=0)
+    """Learning rate at a global batch of 1024 images; scaled by the square root of the batch."""
+    final_learning_rate: float = Field(1e-6, ge=0)
+    """Learning rate at the last step (cosine after the warm-up)."""
+    weight_decay: float = Field(0.04, ge=0)
+    """Weight decay at the first step."""
+    final_weight_decay: float = Field(0.4, ge=0)
+    """Weight decay at the last step (cosine)."""
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's first and second moments."""
+    clip_norm: float = Field(3.0, gt=0)
+    """Largest gradient norm of backbone and of each head, separately."""
+    freeze_prototypes_steps: int = Field(1250, ge=0)
+    """Steps at the start in which the prototype layer does not move."""
+    layerwise_decay: float = Field(0.9, gt=0, le=1)
+    """Factor on the learning rate per block from the top down."""
+    patch_embed_factor: float = Field(0.2, gt=0)
+    """Further factor on the learning rate of the patch embedding."""
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """base_learning_rate scaled to the global batch by the square-root rule."""
+        return self.base_learning_rate * math.sqrt(self.global_batch_size / 1024)
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Self:
+        if self.warmup_steps > self.num_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} is more than num_steps {self.num_steps}; "
+                f"choose at most {self.num_steps}"
+            )
+        return self
+
+
+class Checkpoints(Frozen):
+    """When the resumable state is written and how much of it stays."""
+
+    every_steps: int = Field(3750, ge=1)
+    """Steps between two checkpoints; the last step always writes one."""
+    keep_last: int = Field(3, ge=1)
+    """Newest checkpoints that stay on disk."""
+
+
+class TrainingConfig(Frozen):
+    """One pretraining or high-resolution run: everything that may change its result."""
+
+    seed: int = Field(0, ge=0)
+    """Of weights, order, crops, masks and dropped paths."""
+    backbone: Backbone
+    crops: Crops = Crops()
+    masking: Masking = Masking()
+    dino: DinoObjective
+    ibot: IbotObjective
+    koleo: KoleoObjective | None = KoleoObjective()
+    """Left out when null."""
+    centering: Centering = SinkhornKnopp()
+    student_temperature: float = Field(0.1, gt=0)
+    """Softmax temperature of the student."""
+    teacher: Teacher = Teacher()
+    optimization: Optimization = Optimization()
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Compute type of backbone and heads; master weights, losses and Sinkhorn stay fp32."""
+    checkpoints: Checkpoints = Checkpoints()
+
+    @model_validator(mode="after")
+    def _crops_divide(self) -> Self:
+        patch = self.backbone.patch_size_pixels
+        for name in ("global_crop_size_pixels", "local_crop_size_pixels"):
+            size: int = getattr(self.crops, name)
+            if size % patch:
+                down, up = size // patch * patch, (size // patch + 1) * patch
+                nearest = f"{down} or {up}" if down else f"{up}"
+                raise ValueError(
+                    f"crops.{name} {size} is not divisible by backbone.patch_size_pixels {patch}; "
+                    f"choose {nearest}, or another patch size"
+                )
+        if len(self.crops.mean) != self.backbone.num_channels:
+            raise ValueError(
+                f"crops.mean has {len(self.crops.mean)} values but backbone.num_channels is "
+                f"{self.backbone.num_channels}; give one mean and one deviation per channel"
+            )
+        return self
+
+    def at_high_resolution(self, phase: HighResolution) -> TrainingConfig:
+        """The same objective for fewer steps on larger crops, every schedule compressed.
+
+        arXiv:2304.07193 B.2: same procedure and hyper-parameters, schedules compressed into the
+        phase's steps, a lower base learning rate.
+        """
+        old = self.optimization
+        ratio = phase.num_steps / old.num_steps
+
+        def compressed(steps: int) -> int:
+            return round(steps * ratio)
+
+        optimization = old.model_copy(
+            update={
+                "num_steps": phase.num_steps,
+                "warmup_steps": compressed(old.warmup_steps),
+                "freeze_prototypes_steps": compressed(old.freeze_prototypes_steps),
+                "base_learning_rate": old.base_learning_rate * phase.learning_rate_factor,
+                "global_batch_size": phase.global_batch_size,
+            }
+        )
+        teacher = self.teacher.model_copy(
+            update={"temperature_warmup_steps": compressed(self.teacher.temperature_warmup_steps)}
+        )
+        crops = self.crops.model_copy(
+            update={
+                "global_crop_size_pixels": phase.global_crop_size_pixels,
+                "local_crop_size_pixels": phase.local_crop_size_pixels,
+            }
+        )
+        checkpoints = self.checkpoints.model_copy(
+            update={"every_steps": max(1, compressed(self.checkpoints.every_steps))}
+        )
+        changed = self.model_copy(
+            update={
+                "optimization": optimization,
+                "teacher": teacher,
+                "crops": crops,
+                "checkpoints": checkpoints,
+            }
+        )
+        return TrainingConfig.model_validate_json(changed.model_dump_json())
+
+
+class HighResolution(Frozen):
+    """The last phase: few steps at a larger crop, from the pretrained teacher."""
+
+    num_steps: int = Field(10_000, ge=1)
+    """Optimizer steps; every schedule of the pretraining is compressed into them."""
+    global_crop_size_pixels: int = Field(518, ge=8)
+    """Side of the two global crops."""
+    local_crop_size_pixels: int = Field(98, ge=4)
+    """Side of the local crops."""
+    global_batch_size: int = Field(2048, ge=1)
+    """Images per optimizer step over all ranks."""
+    learning_rate_factor: float = Field(0.1, gt=0)
+    """Factor on pretraining's base learning rate; the paper lowers it without giving the value."""

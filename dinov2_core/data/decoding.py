@@ -1,0 +1,167 @@
+"""Encoded bytes of any common image format to 8-bit gray or colour pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+DecodingFailure = Literal["empty", "not_an_image", "truncated", "unreadable", "too_many_pixels"]
+
+MAX_PIXELS = 89_478_485
+"""Pixels above which an image is refused unread: a quarter of a gibibyte as 24-bit colour."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "ICO")
+# What Pillow raises for damaged files differs between its decoders.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    IndexError,
+    KeyError,
+    struct.error,
+)
+
+
+Image.init()
+
+
+class UnreadableImage(ValueError):  # noqa: N818
+    """Bytes that do not decode; `reason` says why in one word, the message in a sentence."""
+
+    def __init__(self, reason: DecodingFailure, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: DecodingFailure = reason
+
+
+def decode_image(
+    content: bytes, *, num_channels: int, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Pixels of an encoded image, upright.
+
+    Args:
+        content: The file's bytes.
+        num_channels: 1 for luminance, 3 for red, green, blue.
+        max_pixels: Width times height above which the image is refused.
+
+    Returns:
+        Pixels [H, W, C], contiguous and writable.
+
+    Raises:
+        UnreadableImage: The bytes are no image, are cut off, or hold too many pixels.
+    """
+    image = open_image(content, num_channels=num_channels, max_pixels=max_pixels)
+    pixels = np.array(image, dtype=np.uint8)
+    pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], num_channels)))
+
+
+def open_image(content: bytes, *, num_channels: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decoded image in mode `L` or `RGB`, rotated as its EXIF orientation asks.
+
+    Palettes and CMYK become colours; transparency is laid over white; 16-bit gray is scaled to
+    8 bits; wider integers and floats are stretched from their smallest to their largest value.
+
+    Args:
+        content: The file's bytes.
+        num_channels: 1 gives `L`. 3 gives `RGB`, or `L` where the image holds no colour, which
+            means three equal channels and saves resizing them three times.
+        max_pixels: Width times height above which the image is refused.
+
+    Raises:
+        UnreadableImage: The bytes are no image, are cut off, or hold too many pixels.
+    """
+    if num_channels not in (1, 3):
+        raise ValueError(
+            f"num_channels {num_channels} cannot be decoded; choose 1 (gray) or 3 (colour)"
+        )
+    image = _load(content, max_pixels)
+    try:
+        upright = ImageOps.exif_transpose(image)
+        shown = _eight_bit(upright)
+        return shown.convert("L") if num_channels == 1 else shown
+    except UnreadableImage:
+        raise
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+
+
+def image_format(content: bytes) -> str:
+    """Name of the encoding in lower case, as Pillow knows it (`jpeg`, `png`, `webp`, `tiff`)."""
+    return (_identify(content).format or "unknown").lower()
+
+
+def _load(content: bytes, max_pixels: int) -> Image.Image:
+    image = _identify(content)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise UnreadableImage(
+            "too_many_pixels", f"{width} x {height} is more than max_pixels {max_pixels}"
+        )
+    try:
+        image.load()
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+    return image
+
+
+def _identify(content: bytes) -> Image.Image:
+    if not content:
+        raise UnreadableImage("empty", "the file holds no bytes")
+    try:
+        return Image.open(io.BytesIO(content), formats=_FORMATS)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("not_an_image", "no known image format starts like this") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UnreadableImage("too_many_pixels", str(error)) from error
+    except _DAMAGE as error:
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> UnreadableImage:
+    text = str(error).lower()
+    is_cut_off = isinstance(error, (EOFError, struct.error)) or any(
+        sign in text for sign in ("truncated", "unexpected end", "not enough", "eof")
+    )
+    return UnreadableImage("truncated" if is_cut_off else "unreadable", str(error))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The image in mode `L` or `RGB`."""
+    match image.mode:
+        case "L" | "RGB":
+            return image if "transparency" not in image.info else _over_white(image)
+        case "1":
+            return image.convert("L")
+        case "I" | "F" | "I;16" | "I;16L" | "I;16B" | "I;16N":
+            return _from_wide(image)
+        case "P" | "LA" | "La" | "PA" | "RGBA" | "RGBa":
+            return _over_white(image)
+        case _:
+            return image.convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if image.mode == "P" and "transparency" not in image.info:
+        return image.convert("RGB")
+    opaque = image.convert("RGBA")
+    white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+    flat = Image.alpha_composite(white, opaque).convert("RGB")
+    return flat.convert("L") if image.mode in ("L", "LA", "La") else flat
+
+
+def _from_wide(image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    if image.mode != "F" and values.min(initial=0) >= 0 and values.max(initial=0) <= 65_535:
+        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
+    if not np.isfinite(values).all():
+        raise UnreadableImage("unreadable", "the image holds values that are not finite")
+    low, high = values.min(initial=0), values.max(initial=0)
+    scaled = (values - low) * (255 / (high - low) if high > low else 0)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))

@@ -1,0 +1,199 @@
+"""Scores against K prototypes, chunk by chunk: the [M, K] matrix of scores never exists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CHUNK_SIZE = 16_384
+"""Prototypes per chunk; the same on every rank, because Sinkhorn-Knopp communicates per chunk."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignments:
+    """Teacher targets Q[i, j] = exp(feature_i . prototype_j / temperature + s_i + r_j)."""
+
+    features: Tensor
+    """[M, d] normalised teacher features."""
+    prototypes: Tensor
+    """[K, d] teacher prototypes."""
+    temperature: float
+    """Divides the teacher's scores."""
+    sample_scaling: Tensor
+    """[M] s, float32: makes every row sum to 1."""
+    prototype_scaling: Tensor
+    """[K] r, float32: Sinkhorn's column scaling, or minus the centre over the temperature."""
+
+    def dense(self) -> Tensor:
+        """The whole matrix [M, K], float32."""
+        return torch.cat([q for _, q in _assignment_chunks(self, chunk_size=CHUNK_SIZE)], dim=1)
+
+
+def chunks(num_prototypes: int, *, chunk_size: int) -> Iterator[slice]:
+    """Slices that cover the prototypes in order."""
+    for start in range(0, num_prototypes, chunk_size):
+        yield slice(start, min(start + chunk_size, num_prototypes))
+
+
+def scores(features: Tensor, *, prototypes: Tensor, temperature: float) -> Tensor:
+    """Dot products over temperature [M, K], accumulated and returned in float32."""
+    return _product(features, prototypes.T).mul_(1 / temperature)
+
+
+def log_partition(
+    features: Tensor, *, prototypes: Tensor, temperature: float, chunk_size: int = CHUNK_SIZE
+) -> Tensor:
+    """Logarithm of the softmax denominator over all prototypes, differentiable in both.
+
+    Args:
+        features: Student features [M, d], float32 or bfloat16.
+        prototypes: Student prototypes [K, d], same type.
+        temperature: Divides the scores; > 0, no unit.
+        chunk_size: Prototypes whose scores exist at a time.
+
+    Returns:
+        log sum_j exp(feature_i . prototype_j / temperature), [M], float32.
+    """
+    result: Tensor = _LogPartition.apply(features, prototypes, temperature, chunk_size)
+    return result
+
+
+def expected_prototypes(
+    assignments: Assignments, *, prototypes: Tensor, chunk_size: int = CHUNK_SIZE
+) -> Tensor:
+    """Student prototypes averaged under the teacher's targets, differentiable in the prototypes.
+
+    The expected score of a student feature f under target i is f . result_i, so that one target
+    serves any number of student features: cross-entropy = log_partition(f) - f . result_i / T.
+
+    Args:
+        assignments: Targets Q of M samples over K prototypes.
+        prototypes: Student prototypes [K, d], float32 or bfloat16.
+        chunk_size: Prototypes whose targets exist at a time.
+
+    Returns:
+        sum_j Q[i, j] prototype_j, [M, d], float32.
+    """
+    result: Tensor = _ExpectedPrototypes.apply(prototypes, assignments, chunk_size)
+    return result
+
+
+def log_partition_shifted(
+    features: Tensor, *, prototypes: Tensor, temperature: float, shift: Tensor, chunk_size: int
+) -> Tensor:
+    """`log_partition` with shift [K] added to the scores over temperature; no gradient."""
+    total = features.new_full((features.shape[0],), -torch.inf, dtype=torch.float32)
+    for columns in chunks(prototypes.shape[0], chunk_size=chunk_size):
+        chunk = scores(features, prototypes=prototypes[columns], temperature=temperature)
+        total = torch.logaddexp(total, (chunk + shift[columns]).logsumexp(dim=1))
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AssignmentHealth:
+    """Signs of collapse."""
+
+    entropy: Tensor
+    """Mean entropy of the targets, nats: log K when uniform, 0 when one-hot."""
+    usage: Tensor
+    """Distinct best-scoring prototypes per sample, in (0, 1]: 1 / M when all samples share one."""
+
+
+@torch.no_grad()
+def assignment_health(
+    assignments: Assignments, *, chunk_size: int = CHUNK_SIZE
+) -> AssignmentHealth:
+    """Entropy of the targets and spread of the raw scores' winners over this rank's samples."""
+    num_samples = assignments.features.shape[0]
+    entropy = assignments.sample_scaling.new_zeros(num_samples)
+    best = torch.full_like(entropy, -torch.inf)
+    winners = torch.zeros_like(entropy, dtype=torch.int64)
+    for columns, targets in _assignment_chunks(assignments, chunk_size=chunk_size):
+        entropy += torch.special.entr(targets).sum(dim=1)
+        raw = scores(
+            assignments.features, prototypes=assignments.prototypes[columns], temperature=1.0
+        )
+        highest = raw.max(dim=1)
+        winners = torch.where(highest.values > best, highest.indices + columns.start, winners)
+        best = torch.maximum(best, highest.values)
+    changes = winners.sort().values.diff().ne(0).sum()
+    return AssignmentHealth(entropy=entropy.mean(), usage=(changes + 1) / max(num_samples, 1))
+
+
+def _assignment_chunks(
+    assignments: Assignments, *, chunk_size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """The targets [M, chunk] of one chunk of prototypes after the other."""
+    for columns in chunks(assignments.prototypes.shape[0], chunk_size=chunk_size):
+        log_targets = scores(
+            assignments.features,
+            prototypes=assignments.prototypes[columns],
+            temperature=assignments.temperature,
+        )
+        log_targets += assignments.sample_scaling[:, None]
+        log_targets += assignments.prototype_scaling[columns]
+        yield columns, log_targets.exp_()
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """Matrix product in float32, whatever the factors' type; bfloat16 factors use their units."""
+    with torch.autocast(device_type=left.device.type, enabled=False):
+        if left.is_cuda and left.dtype == right.dtype != torch.float32:
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return left.float() @ right.float()
+
+
+class _LogPartition(torch.autograd.Function):
+    """Online log-sum-exp forward; the softmax of each chunk is computed again backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, prototypes: Tensor, temperature: float, chunk_size: int
+    ) -> Tensor:
+        total = features.new_full((features.shape[0],), -torch.inf, dtype=torch.float32)
+        for columns in chunks(prototypes.shape[0], chunk_size=chunk_size):
+            chunk = scores(features, prototypes=prototypes[columns], temperature=temperature)
+            total = torch.logaddexp(total, chunk.logsumexp(dim=1))
+        ctx.save_for_backward(features, prototypes, total)
+        ctx.temperature, ctx.chunk_size = temperature, chunk_size
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        features, prototypes, total = ctx.saved_tensors
+        weight = (grad_outputs[0].float() / ctx.temperature)[:, None]
+        features_grad = torch.zeros_like(features, dtype=torch.float32)
+        prototypes_grad = torch.empty_like(prototypes)
+        for columns in chunks(prototypes.shape[0], chunk_size=ctx.chunk_size):
+            chunk = scores(features, prototypes=prototypes[columns], temperature=ctx.temperature)
+            softmax = chunk.sub_(total[:, None]).exp_().mul_(weight).to(features.dtype)
+            features_grad += _product(softmax, prototypes[columns])
+            prototypes_grad[columns] = _product(softmax.T, features)
+        return features_grad.to(features.dtype), prototypes_grad, None, None
+
+
+class _ExpectedPrototypes(torch.autograd.Function):
+    """Computes each chunk of targets forward and again backward; no gradient for the teacher."""
+
+    @staticmethod
+    def forward(ctx: Any, prototypes: Tensor, assignments: Assignments, chunk_size: int) -> Tensor:
+        expected = prototypes.new_zeros(
+            assignments.features.shape[0], prototypes.shape[1], dtype=torch.float32
+        )
+        for columns, targets in _assignment_chunks(assignments, chunk_size=chunk_size):
+            expected += _product(targets.to(prototypes.dtype), prototypes[columns])
+        ctx.assignments, ctx.chunk_size, ctx.dtype = assignments, chunk_size, prototypes.dtype
+        return expected
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        grad = grad_outputs[0].to(ctx.dtype)
+        parts = [
+            _product(targets.to(ctx.dtype).T, grad).to(ctx.dtype)
+            for _, targets in _assignment_chunks(ctx.assignments, chunk_size=ctx.chunk_size)
+        ]
+        return torch.cat(parts), None, None

@@ -1,0 +1,345 @@
+"""StudentTeacher: the objective of a student and of its exponential moving average."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self, assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from dinov2_core.config import (
+    Backbone,
+    Centering,
+    Head,
+    SharedHead,
+    SinkhornKnopp,
+    SoftmaxCentering,
+    TrainingConfig,
+)
+from dinov2_core.data.batch import PretrainBatch
+from dinov2_core.heads import DINOHead, HeadOutput
+from dinov2_core.losses.centering import CenteredTargets
+from dinov2_core.losses.dino import DinoLosses, dino_losses
+from dinov2_core.losses.ibot import ibot_loss
+from dinov2_core.losses.koleo import koleo_loss
+from dinov2_core.losses.prototypes import Assignments, assignment_health
+from dinov2_core.losses.sinkhorn import SinkhornTargets
+from dinov2_core.vit.transformer import VisionTransformer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """The objective of one batch on this rank; total is the sum of the four terms."""
+
+    total: Tensor
+    """Scalar float32 with gradient."""
+    dino_local: Tensor
+    """Weighted image-level term of the local crops."""
+    dino_global: Tensor
+    """Weighted image-level term of the global crops."""
+    ibot: Tensor
+    """Weighted masked-patch term; the reference logs half of it."""
+    koleo: Tensor
+    """Weighted nearest-neighbour term of both global crops; the reference logs half of it."""
+    teacher_entropy: Tensor
+    """Mean entropy of the teacher's cls targets, nats."""
+    prototype_usage: Tensor
+    """Distinct best prototypes per cls token of the teacher, in (0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Projections:
+    """Head outputs of cls tokens and of masked patches."""
+
+    cls: HeadOutput
+    """Features [.., d] of the cls tokens."""
+    patches: HeadOutput
+    """Features [M, d] of the masked patches."""
+
+
+class BackboneWithHeads(nn.Module):
+    """A backbone, the head of its cls token and that of its patches (None when shared)."""
+
+    def __init__(
+        self, *, backbone: VisionTransformer, dino_head: DINOHead, ibot_head: DINOHead | None
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.dino_head = dino_head
+        self.ibot_head = ibot_head
+
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Initialise every parameter; works on modules that came from the meta device."""
+        self.backbone.init_weights(generator)
+        self.dino_head.init_weights(generator)
+        if self.ibot_head is not None:
+            self.ibot_head.init_weights(generator)
+
+    def project(self, *, cls: Tensor, patches: Tensor) -> Projections:
+        """Run the heads, a shared one once on all tokens.
+
+        Args:
+            cls: Tokens [.., D] of crops.
+            patches: Tokens [M, D] of masked patches.
+        """
+        if self.ibot_head is not None:
+            return Projections(cls=self.dino_head(cls), patches=self.ibot_head(patches))
+        output: HeadOutput = self.dino_head(torch.cat([cls, patches]))
+        features = torch.split(output.features, [cls.shape[0], patches.shape[0]])
+        return Projections(
+            cls=HeadOutput(features=features[0], prototypes=output.prototypes),
+            patches=HeadOutput(features=features[1], prototypes=output.prototypes),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherTargets:
+    """What the student is asked to predict."""
+
+    cls: Assignments
+    """Of the 2B global crops."""
+    patches: Assignments
+    """Of the M masked patches."""
+
+
+class StudentTeacher(nn.Module):
+    """Student, teacher and the objective between them, arXiv:2304.07193.
+
+    The teacher starts equal to the student, takes no gradient and stays in eval mode.
+    Submodules are only called through their forward, so that sharding may be applied from
+    outside to student and teacher alike.
+
+    Args:
+        config: What is learned.
+        image_size_pixels: Side of the image that the learned positions belong to; the global
+            crop's in the recipe.
+    """
+
+    def __init__(self, config: TrainingConfig, *, image_size_pixels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.student = _backbone_with_heads(config, image_size_pixels=image_size_pixels)
+        self.teacher = _backbone_with_heads(config, image_size_pixels=image_size_pixels)
+        ibot_head = _ibot_head_settings(config)
+        self.dino_targets = _targets(
+            config.centering, num_prototypes=config.dino.head.num_prototypes
+        )
+        self.ibot_targets = _targets(config.centering, num_prototypes=ibot_head.num_prototypes)
+        self.teacher.requires_grad_(False)
+        self.teacher.eval()
+        if not self.student.backbone.cls_token.is_meta:
+            self.copy_student_to_teacher()
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator | None = None) -> None:
+        """Initialise the student, copy it to the teacher, forget centres.
+
+        Args:
+            generator: Random source, on the device of the parameters; None is the default one.
+        """
+        self.student.init_weights(generator)
+        self.dino_targets.init_weights()
+        self.ibot_targets.init_weights()
+        self.copy_student_to_teacher()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the student; the teacher stays in eval mode."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(self, batch: PretrainBatch, *, teacher_temperature: float) -> Losses:
+        """Losses of one batch. Collective over the ranks.
+
+        Args:
+            batch: Crops and masks of this rank's images.
+            teacher_temperature: Divides the teacher's scores; > 0, no unit.
+
+        Returns:
+            The total with gradient and its parts without.
+        """
+        targets = self._teacher_targets(batch, temperature=teacher_temperature)
+        num_crops = batch.global_crops.shape[0]
+        has_local_crops = batch.local_crops.shape[0] > 0
+        features = self.student.backbone(
+            [batch.global_crops, batch.local_crops] if has_local_crops else [batch.global_crops],
+            masks=[batch.masks, None] if has_local_crops else [batch.masks],
+        )
+        global_features, local_features = features[0], features[1:]
+        projections = self.student.project(
+            cls=torch.cat([*(crops.cls for crops in local_features), global_features.cls]),
+            patches=_masked(global_features.patches, batch),
+        )
+        dino = self._dino_losses(projections.cls, targets=targets.cls, num_crops=num_crops)
+        ibot = self.config.ibot.weight * ibot_loss(
+            targets.patches,
+            features=projections.patches.features,
+            prototypes=projections.patches.prototypes,
+            mask_weights=batch.mask_weights,
+            num_crops=num_crops,
+            student_temperature=self.config.student_temperature,
+        )
+        koleo = self._koleo_loss(global_features.cls)
+        health = assignment_health(targets.cls)
+        return Losses(
+            total=dino.local_crops + dino.global_crops + koleo + ibot,
+            dino_local=dino.local_crops.detach(),
+            dino_global=dino.global_crops.detach(),
+            ibot=ibot.detach(),
+            koleo=koleo.detach(),
+            teacher_entropy=health.entropy,
+            prototype_usage=health.usage,
+        )
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student: momentum teacher + (1 - momentum) student.
+
+        Parameters are looked up anew and as shards: a list kept from before a forward may hold
+        tensors that a sharded module no longer uses.
+        """
+        teacher, student = _shards(self.teacher), _shards(self.student)
+        torch._foreach_mul_(teacher, momentum)
+        torch._foreach_add_(teacher, student, alpha=1 - momentum)
+
+    @torch.no_grad()
+    def copy_student_to_teacher(self) -> None:
+        """Make the teacher equal to the student."""
+        for teacher, student in zip(_shards(self.teacher), _shards(self.student), strict=True):
+            teacher.copy_(student)
+
+    def clip_gradients(self, max_norm: float) -> dict[str, Tensor]:
+        """Clip backbone and each head apart. Collective when sharded.
+
+        Returns:
+            Gradient norm of each before clipping: backbone, dino_head and, when the student has
+            one, ibot_head; scalars, not DTensors.
+        """
+        norms = {}
+        for name, module in self.student.named_children():
+            parameters = [p for p in module.parameters() if p.grad is not None]
+            norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+            norms[name] = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return norms
+
+    @torch.no_grad()
+    def _teacher_targets(self, batch: PretrainBatch, *, temperature: float) -> TeacherTargets:
+        """Targets from the unmasked global crops."""
+        (features,) = self.teacher.backbone([batch.global_crops])
+        projections = self.teacher.project(
+            cls=features.cls, patches=_masked(features.patches, batch)
+        )
+        return TeacherTargets(
+            cls=self.dino_targets(
+                projections.cls.features,
+                prototypes=projections.cls.prototypes,
+                temperature=temperature,
+            ),
+            patches=self.ibot_targets(
+                projections.patches.features,
+                prototypes=projections.patches.prototypes,
+                temperature=temperature,
+            ),
+        )
+
+    def _dino_losses(
+        self, student: HeadOutput, *, targets: Assignments, num_crops: int
+    ) -> DinoLosses:
+        """Weighted image-level terms; student rows are local crops, then global ones."""
+        num_local = student.features.shape[0] - num_crops
+        local_features, global_features = torch.split(student.features, [num_local, num_crops])
+        losses = dino_losses(
+            targets,
+            global_features=global_features,
+            local_features=local_features,
+            prototypes=student.prototypes,
+            student_temperature=self.config.student_temperature,
+        )
+        weight = self.config.dino.weight
+        return DinoLosses(
+            local_crops=weight * losses.local_crops, global_crops=weight * losses.global_crops
+        )
+
+    def _koleo_loss(self, cls: Tensor) -> Tensor:
+        """Weighted sum over the two global crops, each with neighbours of its own kind."""
+        koleo = self.config.koleo
+        if koleo is None:
+            return cls.new_zeros((), dtype=torch.float32)
+        losses = [koleo_loss(crop, neighbours=koleo.neighbours) for crop in cls.chunk(2)]
+        return koleo.weight * torch.stack(losses).sum()
+
+
+def build_backbone(backbone: Backbone, *, image_size_pixels: int) -> VisionTransformer:
+    """The vision transformer that the settings describe, with learned positions of that size."""
+    dimensions = backbone.dimensions
+    return VisionTransformer(
+        image_size_pixels=image_size_pixels,
+        patch_size_pixels=backbone.patch_size_pixels,
+        num_channels=backbone.num_channels,
+        embed_dim=dimensions.embed_dim,
+        depth=dimensions.depth,
+        num_heads=dimensions.num_heads,
+        mlp_ratio=dimensions.mlp_ratio,
+        feed_forward=backbone.feed_forward,
+        num_register_tokens=backbone.num_register_tokens,
+        drop_path_rate=backbone.drop_path_rate,
+        layer_scale=backbone.layer_scale,
+        position_offset=backbone.position_offset,
+        position_antialias=backbone.position_antialias,
+    )
+
+
+def _backbone_with_heads(config: TrainingConfig, *, image_size_pixels: int) -> BackboneWithHeads:
+    in_dim = config.backbone.dimensions.embed_dim
+    is_shared = isinstance(config.ibot.head, SharedHead)
+    return BackboneWithHeads(
+        backbone=build_backbone(config.backbone, image_size_pixels=image_size_pixels),
+        dino_head=_head(config.dino.head, in_dim=in_dim),
+        ibot_head=None if is_shared else _head(_ibot_head_settings(config), in_dim=in_dim),
+    )
+
+
+def _head(head: Head, *, in_dim: int) -> DINOHead:
+    return DINOHead(
+        in_dim=in_dim,
+        hidden_dim=head.hidden_dim,
+        bottleneck_dim=head.bottleneck_dim,
+        num_prototypes=head.num_prototypes,
+        num_layers=head.num_layers,
+    )
+
+
+def _ibot_head_settings(config: TrainingConfig) -> Head:
+    match config.ibot.head:
+        case Head() as own:
+            return own
+        case SharedHead():
+            return config.dino.head
+        case _:
+            assert_never(config.ibot.head)
+
+
+def _targets(centering: Centering, *, num_prototypes: int) -> SinkhornTargets | CenteredTargets:
+    match centering:
+        case SinkhornKnopp(num_iterations=num_iterations):
+            return SinkhornTargets(num_iterations=num_iterations)
+        case SoftmaxCentering(momentum=momentum):
+            return CenteredTargets(num_prototypes=num_prototypes, momentum=momentum)
+        case _:
+            assert_never(centering)
+
+
+def _masked(patches: Tensor, batch: PretrainBatch) -> Tensor:
+    """Masked patches [M, D] of patch tokens [2B, N, D]."""
+    return patches.flatten(0, 1).index_select(0, batch.masked_indices)
+
+
+def _shards(module: nn.Module) -> list[Tensor]:
+    """This rank's part of every parameter; puts gathered parameters of a sharded module back."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+    return [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters()]

@@ -1,0 +1,267 @@
+"""Runs a compiled pipeline on this machine through Kubeflow's own local execution."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import docker
+from kfp import components, local
+from kfp.local import subprocess_task_handler
+
+from components.runtime.context import RunContext
+from components.runtime.manifests import digest_of, write_atomically
+from components.runtime.tracking import Tracker, check_reachable
+from pipelines.dinov2 import compile_pipeline
+from pipelines.spec import PipelineSpec
+
+Runner = Literal["subprocess", "docker"]
+
+KUBEFLOW_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - |^-{20,}|^Found image|^\s*$")
+
+
+class WorkdirError(ValueError):
+    """The work directory cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalRun:
+    """How a run on this machine ended."""
+
+    context: RunContext
+    succeeded: bool
+    seconds: float
+    parent_run_id: str
+    log: Path
+
+
+@contextlib.contextmanager
+def claimed_workdir(workdir: Path) -> Iterator[None]:
+    """Make the work directory and keep other runs out of it.
+
+    Raises:
+        WorkdirError: It cannot be written to, or another run is at work in it.
+    """
+    advice = "choose another with --workdir"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise WorkdirError(
+            f"work directory {workdir} cannot be written to ({error.strerror}); {advice}"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise WorkdirError(
+                f"another run is at work in {workdir}; wait for it, or {advice}"
+            ) from error
+        yield
+
+
+def context_for(spec: PipelineSpec, *, workdir: Path, use_cache: bool) -> RunContext:
+    """The context of a run: a new identity, or that of the same run if it did not finish."""
+    spec_sha256 = digest_of(spec)
+    identity = digest_of({"spec": spec_sha256, "use_cache": use_cache})
+    state = workdir / "state.json"
+    run_id = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    if state.exists():
+        last = json.loads(state.read_text(encoding="utf-8"))
+        if last["identity"] == identity and last["status"] != "succeeded":
+            run_id = last["run_id"]
+    context = RunContext(
+        workdir=str(workdir),
+        run_id=run_id,
+        run_name=spec.name,
+        tracking_uri=spec.tracking.uri,
+        experiment=spec.tracking.experiment,
+        use_cache=use_cache,
+        spec_sha256=spec_sha256,
+    )
+    _remember(context, identity=identity, status="running")
+    return context
+
+
+def _remember(context: RunContext, *, identity: str, status: str) -> None:
+    text = json.dumps({"identity": identity, "run_id": context.run_id, "status": status})
+    write_atomically(context.root / "state.json", text + "\n")
+
+
+def run_locally(
+    spec: PipelineSpec,
+    *,
+    workdir: Path,
+    runner: Runner,
+    use_cache: bool,
+    watch: Callable[[RunContext, threading.Event], None],
+    on_line: Callable[[str], None],
+) -> LocalRun:
+    """Compile the pipeline and run it here, stage after stage.
+
+    Args:
+        spec: Checked spec.
+        workdir: Everything is written below it.
+        runner: Host processes, or containers of the spec's image.
+        use_cache: Whether finished stages are taken over.
+        watch: Called on this thread while the pipeline runs; returns when the event is set.
+        on_line: Called with every line that a stage prints.
+
+    Raises:
+        WorkdirError: The work directory cannot be used.
+        TrackingUnreachable: The tracking server does not answer.
+        ValueError: No Docker engine answers, or it does not have the image.
+    """
+    workdir = workdir.resolve()
+    check_reachable(spec.tracking.uri)
+    with claimed_workdir(workdir):
+        chosen = _docker_runner(spec, workdir) if runner == "docker" else _host_runner()
+        context = context_for(spec, workdir=workdir, use_cache=use_cache)
+        package = workdir / "pipeline.yaml"
+        compile_pipeline(spec, context=context.model_dump_json(), path=package)
+        tracker = Tracker(context)
+        tracker.open(tracker.parent()).log_params(json.loads(spec.model_dump_json()))
+        log = workdir / "logs" / f"{context.run_id}.log"
+        started = time.monotonic()
+        succeeded = _execute(package, chosen, context, log=log, watch=watch, on_line=on_line)
+        parent = tracker.end_parent("FINISHED" if succeeded else "FAILED")
+        identity = digest_of({"spec": context.spec_sha256, "use_cache": use_cache})
+        _remember(context, identity=identity, status="succeeded" if succeeded else "failed")
+        return LocalRun(
+            context=context,
+            succeeded=succeeded,
+            seconds=time.monotonic() - started,
+            parent_run_id=parent,
+            log=log,
+        )
+
+
+def _execute(
+    package: Path,
+    runner: local.SubprocessRunner | local.DockerRunner,
+    context: RunContext,
+    *,
+    log: Path,
+    watch: Callable[[RunContext, threading.Event], None],
+    on_line: Callable[[str], None],
+) -> bool:
+    """Run the package on a thread of its own while this one watches; whether it succeeded."""
+    local.init(runner=runner, pipeline_root=str(context.root / "kfp"), raise_on_error=False)
+    pipeline = components.load_component_from_file(str(package))
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            pipeline()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            ended.set()
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file, redirected(file, on_line):
+        thread = threading.Thread(target=work, name="pipeline", daemon=True)
+        thread.start()
+        watch(context, ended)
+        ended.wait()
+        thread.join()
+        for failure in failures:
+            file.write(f"{type(failure).__name__}: {failure}\n")
+    return not failures and (context.progress_directory / "register.json").exists()
+
+
+class _Tee(io.TextIOBase):
+    """A standard output that goes to a log, and line by line to a function."""
+
+    def __init__(self, file: io.TextIOBase, on_line: Callable[[str], None]) -> None:
+        self._file = file
+        self._on_line = on_line
+        self._rest = ""
+
+    def writable(self) -> bool:
+        """It can be written to."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Log the text, and hand on every line that a stage printed."""
+        self._file.write(text)
+        self._file.flush()
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if not KUBEFLOW_LINE.match(line):
+                self._on_line(line.removeprefix("    "))
+        return len(text)
+
+
+@contextlib.contextmanager
+def redirected(file: io.TextIOBase, on_line: Callable[[str], None]) -> Iterator[None]:
+    """Send what Kubeflow prints to a log instead of the screen."""
+    with contextlib.redirect_stdout(_Tee(file, on_line)):
+        yield
+
+
+def _host_runner() -> local.SubprocessRunner:
+    """Host processes, for container components too.
+
+    Kubeflow's own refuses container components and replaces `python3` anywhere in a command,
+    in paths and settings as well; here only the program itself is replaced.
+    """
+    handler = subprocess_task_handler
+    handler.SubprocessTaskHandler.validate_not_container_component = lambda *_: None
+    handler.SubprocessTaskHandler.validate_image = lambda *_: None
+    handler.replace_python_executable = _with_this_python
+    os.environ["DINOPIPE_DIE_WITH_PARENT"] = "1"
+    return local.SubprocessRunner(use_venv=False)
+
+
+def _with_this_python(command: list[str], executable: str) -> list[str]:
+    return [executable, *command[1:]] if command[0] == "python3" else command
+
+
+def _docker_runner(spec: PipelineSpec, workdir: Path) -> local.DockerRunner:
+    """Containers of the spec's image that see the work directory and the data.
+
+    Raises:
+        ValueError: No engine answers, or it does not have the image.
+    """
+    try:
+        client = docker.from_env()
+        client.ping()
+    except docker.errors.DockerException as error:
+        raise ValueError(
+            f"no Docker engine answers ({error}); start one, set DOCKER_HOST, or leave out "
+            f"--runner docker"
+        ) from error
+    try:
+        client.images.get(spec.image)
+    except docker.errors.ImageNotFound as error:
+        raise ValueError(
+            f"the Docker engine has no image {spec.image}; docker build -t {spec.image} ."
+        ) from error
+    finally:
+        client.close()
+    places = [spec.images.uri, *(p for s in spec.evaluation_sets for p in (s.train, s.test))]
+    folders = {str(Path(place).parent) for place in places if "://" not in place}
+    mounts = [docker.types.Mount(str(workdir), str(workdir), type="bind")]
+    mounts += [
+        docker.types.Mount(folder, folder, type="bind", read_only=True)
+        for folder in sorted(folders)
+    ]
+    passed = {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "MLFLOW_TRACKING_"))}
+    return local.DockerRunner(
+        mounts=mounts,
+        user=f"{os.getuid()}:{os.getgid()}",
+        shm_size="1g",
+        environment={"HOME": "/tmp", **passed},
+    )

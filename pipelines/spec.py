@@ -1,0 +1,220 @@
+"""The spec: one YAML file, one frozen tree, one door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from components.curate.config import CurateSettings, CurateStage, Images
+from components.evaluate.config import EvaluateSettings, EvaluateStage, EvaluationSet
+from components.register.config import RegisterStage
+from components.train.config import TrainStage
+from dinov2_core.config import Frozen, HighResolution
+from pipelines.placement import StageResources
+from pipelines.problems import Problem, SpecError, problems_of
+
+STAGES = ("curate", "pretrain", "finetune", "evaluate", "register")
+RESERVED_ALIAS = "latest"
+
+
+class Tracking(Frozen):
+    """Where runs and models are recorded."""
+
+    uri: str = ""
+    """MLflow server; empty is an SQLite store in the work directory."""
+    experiment: str = Field("dinopipe", min_length=1)
+    """MLflow experiment."""
+
+    @field_validator("uri")
+    @classmethod
+    def _no_secret(cls, uri: str) -> str:
+        if urlsplit(uri).password is not None:
+            raise ValueError(
+                "holds a password; take it out and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD in the environment"
+            )
+        return uri
+
+
+class PipelineSpec(Frozen):
+    """Everything that a run is made of."""
+
+    name: str = Field(pattern="^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$")
+    """Name of the pipeline: lower-case letters, digits, dashes."""
+    image: str = Field("dinopipe:0.1.0", min_length=1)
+    """Container image of all stages; on a cluster by digest (name@sha256:...)."""
+    images: Images
+    """The pile of unlabelled images."""
+    evaluation_sets: tuple[EvaluationSet, ...] = ()
+    """Labelled sets that the features are measured on."""
+    curate: CurateSettings = CurateSettings()
+    """First stage: what is kept."""
+    pretrain: TrainStage
+    """Second stage: what is learned."""
+    finetune: HighResolution = HighResolution()
+    """Third stage: the same at a higher resolution."""
+    evaluate: EvaluateSettings = EvaluateSettings()
+    """Fourth stage: how features are measured."""
+    registry: RegisterStage
+    """Fifth stage: model name, aliases and gate."""
+    tracking: Tracking = Tracking()
+    """Where runs and models are recorded."""
+    resources: StageResources = StageResources()
+    """What each stage asks a cluster for."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        problems = [*self._finetune_problems(), *self._registry_problems()]
+        names = [item.name for item in self.evaluation_sets]
+        problems += [
+            Problem(
+                path=f"evaluation_sets.{i}.name",
+                value=name,
+                message="is used twice; give every set its own name",
+            )
+            for i, name in enumerate(names)
+            if name in names[:i]
+        ]
+        if problems:
+            raise SpecError(problems)
+        return self
+
+    def _finetune_problems(self) -> list[Problem]:
+        phase, learning = self.finetune, self.pretrain.learning
+        patch, world = learning.backbone.patch_size_pixels, self.pretrain.topology.world_size
+        problems = [
+            Problem(
+                path=f"finetune.{name}",
+                value=size,
+                message=f"is not divisible by pretrain.learning.backbone.patch_size_pixels "
+                f"{patch}; choose {max(size // patch, 1) * patch} or {(size // patch + 1) * patch}",
+            )
+            for name, size in (
+                ("global_crop_size_pixels", phase.global_crop_size_pixels),
+                ("local_crop_size_pixels", phase.local_crop_size_pixels),
+            )
+            if size % patch
+        ]
+        if phase.global_batch_size % world:
+            problems.append(
+                Problem(
+                    path="finetune.global_batch_size",
+                    value=phase.global_batch_size,
+                    message=f"is not divisible by {world} ranks (pretrain.topology); "
+                    f"choose a multiple of {world}",
+                )
+            )
+        return problems
+
+    def _registry_problems(self) -> list[Problem]:
+        problems = []
+        for field in ("champion_alias", "challenger_alias"):
+            alias = getattr(self.registry, field)
+            if alias == RESERVED_ALIAS or (alias[:1] == "v" and alias[1:].isdigit()):
+                problems.append(
+                    Problem(
+                        path=f"registry.{field}",
+                        value=alias,
+                        message="is reserved by MLflow; choose another word, such as champion",
+                    )
+                )
+        gate, known = self.registry.gate, self.metric_names
+        if gate is not None and gate.metric not in known:
+            problems.append(
+                Problem(
+                    path="registry.gate.metric",
+                    value=gate.metric,
+                    message=f"is not measured; choose one of {', '.join(known) or 'none'} "
+                    f"(they follow from evaluation_sets)",
+                )
+            )
+        return problems
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Metrics that a gate can decide on."""
+        return tuple(
+            f"{item.name}/{kind}"
+            for item in self.evaluation_sets
+            for kind in ("knn_top1", "logistic_top1")
+        )
+
+    @property
+    def curate_stage(self) -> CurateStage:
+        """Settings of the first stage."""
+        return CurateStage(
+            images=self.images,
+            evaluation_images=tuple(item.test for item in self.evaluation_sets),
+            settings=self.curate,
+        )
+
+    @property
+    def finetune_stage(self) -> TrainStage:
+        """Settings of the third stage, with the schedules compressed."""
+        learning = self.pretrain.learning.at_high_resolution(self.finetune)
+        return TrainStage(learning=learning, topology=self.pretrain.topology)
+
+    @property
+    def evaluate_stage(self) -> EvaluateStage:
+        """Settings of the fourth stage."""
+        return EvaluateStage(sets=self.evaluation_sets, settings=self.evaluate)
+
+    def rooted(self, folder: Path) -> PipelineSpec:
+        """The same with relative paths taken from a folder."""
+
+        def root(uri: str) -> str:
+            return uri if "://" in uri or Path(uri).is_absolute() else str((folder / uri).resolve())
+
+        images = self.images.model_copy(update={"uri": root(self.images.uri)})
+        sets = tuple(
+            item.model_copy(update={"train": root(item.train), "test": root(item.test)})
+            for item in self.evaluation_sets
+        )
+        curate = self.curate
+        if curate.seed_retrieval is not None:
+            seeds = curate.seed_retrieval
+            seeds = seeds.model_copy(update={"uri": root(seeds.uri)})
+            curate = curate.model_copy(update={"seed_retrieval": seeds})
+        weights = self.pretrain.initial_weights
+        pretrain = self.pretrain.model_copy(
+            update={"initial_weights": root(weights) if weights else ""}
+        )
+        return self.model_copy(
+            update={
+                "images": images,
+                "evaluation_sets": sets,
+                "curate": curate,
+                "pretrain": pretrain,
+            }
+        )
+
+
+def load_spec(path: Path) -> PipelineSpec:
+    """Read and check a spec; relative paths in it are taken from the folder it lies in.
+
+    Raises:
+        SpecError: The file is missing, is not YAML, or has settings that are wrong; it lists all.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = error.strerror or "unreadable"
+        raise SpecError(
+            [Problem(path="", value=str(path), message=f"{reason}; dinopipe init writes a spec")]
+        ) from error
+    try:
+        values = json.loads(json.dumps(yaml.safe_load(text)))
+    except (yaml.YAMLError, TypeError) as error:
+        raise SpecError(
+            [Problem(path="", value=str(path), message=f"is not YAML: {error}")]
+        ) from error
+    try:
+        spec = PipelineSpec.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        raise SpecError(problems_of(error, model=PipelineSpec, values=values)) from error
+    return spec.rooted(path.parent.resolve())
