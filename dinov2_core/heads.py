@@ -48,7 +48,7 @@ class Prototypes(nn.Module):
         """Effective prototypes [K, d], computed in float32, in the type of the weights."""
         direction = self.weight_v.float()
         length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-        prototypes = direction * (self.weight_g.float() / length)
+        prototypes: Tensor = direction * (self.weight_g.float() / length)
         return prototypes.to(self.weight_v.dtype)
 
 

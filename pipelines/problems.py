@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+PASSWORD = re.compile(r"//[^/@\s]*@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class Problem:
         where = self.path or "spec"
         if self.value is None or isinstance(self.value, dict):
             return f"{where}: {self.message}"
-        shown = repr(self.value)
+        shown = PASSWORD.sub("//***@", repr(self.value))
         shown = shown if len(shown) <= 60 else shown[:57] + "..."
         return f"{where}: {shown} {self.message}"
 

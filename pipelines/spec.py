@@ -70,6 +70,12 @@ class PipelineSpec(Frozen):
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         problems = [*self._finetune_problems(), *self._registry_problems()]
+        planted = self.images.planted
+        if planted is not None and planted.leaks and not self.evaluation_sets:
+            message = "cannot be planted without evaluation_sets; set it to 0 or name a set"
+            problems.append(
+                Problem(path="images.planted.leaks", value=planted.leaks, message=message)
+            )
         names = [item.name for item in self.evaluation_sets]
         problems += [
             Problem(

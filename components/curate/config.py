@@ -46,7 +46,9 @@ class TimmEmbedding(Frozen):
     name: str
     """Model name, such as `vit_small_patch14_dinov2.lvd142m`."""
     weights: str | None = None
-    """Local safetensors file; null takes the published weights (needs the network once)."""
+    """Local file with the weights; null takes the published ones (needs the network once)."""
+    size_pixels: int = Field(224, ge=8)
+    """Side to which images are resized."""
 
 
 class TorchScriptEmbedding(Frozen):
@@ -73,6 +75,38 @@ class SeedRetrieval(Frozen):
     """Pile images taken for each seed image; the paper takes 4 for large sets, 32 for small."""
 
 
+class EmbeddingDecides(Frozen):
+    """Two images are copies if their embeddings are; for embedders made for that, such as SSCD."""
+
+    kind: Literal["embedding"] = "embedding"
+    near_threshold: float = Field(0.6, gt=0, le=1)
+    """Cosine from which two images are copies; arXiv:2304.07193 with SSCD."""
+    leak_threshold: float = Field(0.45, gt=0, le=1)
+    """Cosine to an evaluation image from which an image is dropped; the same source."""
+    num_neighbours: int = Field(64, ge=1)
+    """Neighbours looked at for each image; the same source."""
+
+
+class RegistrationDecides(Frozen):
+    """Embeddings propose pairs; two images are copies if one, slightly cropped, lies on the other.
+
+    The defaults were measured with copies planted in 10,000 product photographs.
+    """
+
+    kind: Literal["registration"] = "registration"
+    candidate_threshold: float = Field(0.85, gt=0, le=1)
+    """Whitened cosine of a coarse alignment from which a pair is aligned exactly."""
+    near_threshold: float = Field(0.98, gt=0, le=1)
+    """Whitened cosine of aligned pixels from which two images are copies."""
+    leak_threshold: float = Field(0.97, gt=0, le=1)
+    """The same for an evaluation image; lower, because a leak costs more than an image."""
+    num_proposals: int = Field(4, ge=1)
+    """Neighbours by embedding that are aligned for each image."""
+
+
+Verification = Annotated[EmbeddingDecides | RegistrationDecides, Field(discriminator="kind")]
+
+
 class CurateSettings(Frozen):
     """How a pile becomes a data set."""
 
@@ -80,20 +114,14 @@ class CurateSettings(Frozen):
     """Images with a shorter side are set aside."""
     embedding: Embedding = PixelEmbedding()
     """How images are compared."""
-    num_neighbours: int = Field(16, ge=1)
-    """Neighbours looked at for each image; the paper takes 64 on a billion images."""
-    near_duplicate_similarity: float = Field(0.6, gt=0, lt=1)
-    """Cosine above which two images may be copies; 0.6 is the paper's for SSCD embeddings."""
-    leak_similarity: float = Field(0.45, gt=0, lt=1)
-    """Cosine above which an image may be a copy of an evaluation image; the paper's for SSCD."""
-    verification: Literal["none", "registration"] = "none"
-    """`registration` aligns each candidate pair and compares pixels before it counts as a copy."""
+    verification: Verification = RegistrationDecides()
+    """Who has the last word on whether two images are copies."""
     seed_retrieval: SeedRetrieval | None = None
     """Left out when null: everything distinct is kept."""
     shard_size_bytes: int = Field(256 * 2**20, ge=2**16)
     """Size at which a shard is closed."""
-    seed: int = Field(0, ge=0)
-    """Of the neighbour index."""
+    num_threads: int = Field(2, ge=1)
+    """Files looked at at the same time."""
 
 
 class CurateStage(Frozen):

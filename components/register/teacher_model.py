@@ -8,7 +8,6 @@ and `config`, a JSON object with the sections `architecture` and `preprocessing`
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import struct
@@ -242,8 +241,8 @@ class TeacherModel(PythonModel):
         size = self.preprocessing.size_pixels
         squares = np.stack([_resize_and_crop(image, size) for image in images])
         scaled = squares.reshape(-1, size, size, channels).astype(np.float32) / np.float32(255)
-        mean = np.array(self.preprocessing.mean, np.float32)
-        normalised = (scaled - mean) / np.array(self.preprocessing.standard_deviation, np.float32)
+        means, deviations = self.preprocessing.mean, self.preprocessing.standard_deviation
+        normalised = (scaled - np.asarray(means, np.float32)) / np.asarray(deviations, np.float32)
         return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
 
     def _checked(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -271,8 +270,7 @@ def _section(config: Any, name: str, kind: type[Architecture | Preprocessing]) -
 
 
 def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    missing = sorted(set(shapes) - set(weights))
-    unexpected = sorted(set(weights) - set(shapes))
+    missing, unexpected = sorted(set(shapes) - set(weights)), sorted(set(weights) - set(shapes))
     differing = [
         f"{name} {list(weights[name].shape)} instead of {list(shape)}"
         for name, shape in shapes.items()
@@ -373,7 +371,7 @@ def _content(item: object) -> bytes:
         return Path(item).read_bytes()
     try:
         return base64.b64decode("".join(str(item).split()), validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise ValueError("neither a file that exists here nor base64 text") from error
 
 

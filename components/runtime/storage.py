@@ -32,6 +32,8 @@ class StoredObject:
     """Where it is read from."""
     size_bytes: int
     """Size of the object."""
+    etag: str = ""
+    """What the store says of the content; empty for files."""
 
 
 class ObjectSource(Protocol):
@@ -169,6 +171,7 @@ class S3Source:
                 key=entry["Key"][len(self.prefix) :].lstrip("/"),
                 uri=f"s3://{self.bucket}/{entry['Key']}",
                 size_bytes=entry["Size"],
+                etag=entry["ETag"],
             )
             for entry in found
             if not entry["Key"].endswith("/")
@@ -205,7 +208,8 @@ def open_source(uri: str) -> ObjectSource:
     )
     prefix = parts.path.lstrip("/")
     folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
-    return S3Source(bucket=parts.netloc, prefix=folder, client=boto3.client("s3", config=settings))
+    client = boto3.Session().client("s3", config=settings)
+    return S3Source(bucket=parts.netloc, prefix=folder, client=client)
 
 
 def _explained(error: BotoCoreError | ClientError, uri: str) -> StorageError:

@@ -58,7 +58,7 @@ class CenteredTargets(nn.Module):
             Assignments [M, K] in factored form, rows summing to 1, no gradient.
         """
         self.center.mul_(self.momentum).add_(self.pending, alpha=1 - self.momentum)
-        self.pending.copy_(self._mean_scores(features, prototypes))
+        self.pending.copy_(self._mean_scores(features, prototypes=prototypes))
         prototype_scaling = self.center / -temperature
         log_sums = log_partition_shifted(
             features,
@@ -75,7 +75,7 @@ class CenteredTargets(nn.Module):
             prototype_scaling=prototype_scaling,
         )
 
-    def _mean_scores(self, features: Tensor, prototypes: Tensor) -> Tensor:
+    def _mean_scores(self, features: Tensor, *, prototypes: Tensor) -> Tensor:
         """Mean score per prototype: by linearity, the score of the mean feature."""
         count = features.new_full((1,), features.shape[0], dtype=torch.float32)
         totals = sum_over_ranks(torch.cat([features.float().sum(dim=0), count]))

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinov2_core.losses.collectives import GlobalRows, gather_rows, world_size
+from dinov2_core.losses.precision import without_autocast
 
 EPSILON = 1e-8
 MIN_DISTANCE = 1e-6
@@ -29,7 +30,7 @@ def koleo_loss(features: Tensor, *, neighbours: Literal["global_batch", "rank"])
     Returns:
         Scalar float32; 0 with fewer than two features.
     """
-    with torch.autocast(device_type=features.device.type, enabled=False):
+    with without_autocast(features.device):
         unit = F.normalize(features.float(), dim=-1, eps=EPSILON)
         num_features = unit.shape[0]
         if neighbours == "rank" or world_size() == 1:
@@ -40,13 +41,13 @@ def koleo_loss(features: Tensor, *, neighbours: Literal["global_batch", "rank"])
             share = world_size() / max(gathered.rows.shape[0], 1)
         if gathered.rows.shape[0] < 2:
             return unit.sum() * 0
-        neighbour = gathered.rows[_nearest(unit.detach(), gathered)]
+        neighbour = gathered.rows[_nearest(unit.detach(), gathered=gathered)]
         distance = torch.linalg.vector_norm(unit - neighbour, dim=1)
         loss: Tensor = (distance.clamp(min=MIN_DISTANCE) + EPSILON).log().sum() * -share
         return loss
 
 
-def _nearest(unit: Tensor, gathered: GlobalRows) -> Tensor:
+def _nearest(unit: Tensor, *, gathered: GlobalRows) -> Tensor:
     """Row of the nearest other feature for each of this rank's, [B] int64."""
     similarity = unit @ gathered.rows.detach().T  # [B, B over all ranks]
     own = torch.arange(unit.shape[0], device=unit.device)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinov2_core.losses.precision import without_autocast
+
 CHUNK_SIZE = 16_384
 """Prototypes per chunk; the same on every rank, because Sinkhorn-Knopp communicates per chunk."""
 
@@ -41,7 +43,7 @@ def chunks(num_prototypes: int, *, chunk_size: int) -> Iterator[slice]:
 
 def scores(features: Tensor, *, prototypes: Tensor, temperature: float) -> Tensor:
     """Dot products over temperature [M, K], accumulated and returned in float32."""
-    return _product(features, prototypes.T).mul_(1 / temperature)
+    return _product(features, right=prototypes.T).mul_(1 / temperature)
 
 
 def log_partition(
@@ -139,9 +141,9 @@ def _assignment_chunks(
         yield columns, log_targets.exp_()
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _product(left: Tensor, *, right: Tensor) -> Tensor:
     """Matrix product in float32, whatever the factors' type; bfloat16 factors use their units."""
-    with torch.autocast(device_type=left.device.type, enabled=False):
+    with without_autocast(left.device):
         if left.is_cuda and left.dtype == right.dtype != torch.float32:
             return torch.mm(left, right, out_dtype=torch.float32)
         return left.float() @ right.float()
@@ -171,8 +173,8 @@ class _LogPartition(torch.autograd.Function):
         for columns in chunks(prototypes.shape[0], chunk_size=ctx.chunk_size):
             chunk = scores(features, prototypes=prototypes[columns], temperature=ctx.temperature)
             softmax = chunk.sub_(total[:, None]).exp_().mul_(weight).to(features.dtype)
-            features_grad += _product(softmax, prototypes[columns])
-            prototypes_grad[columns] = _product(softmax.T, features)
+            features_grad += _product(softmax, right=prototypes[columns])
+            prototypes_grad[columns] = _product(softmax.T, right=features)
         return features_grad.to(features.dtype), prototypes_grad, None, None
 
 
@@ -185,15 +187,15 @@ class _ExpectedPrototypes(torch.autograd.Function):
             assignments.features.shape[0], prototypes.shape[1], dtype=torch.float32
         )
         for columns, targets in _assignment_chunks(assignments, chunk_size=chunk_size):
-            expected += _product(targets.to(prototypes.dtype), prototypes[columns])
-        ctx.assignments, ctx.chunk_size, ctx.dtype = assignments, chunk_size, prototypes.dtype
+            expected += _product(targets.to(prototypes.dtype), right=prototypes[columns])
+        ctx.assignments, ctx.chunk_size = assignments, chunk_size
+        ctx.shape, ctx.dtype = prototypes.shape, prototypes.dtype
         return expected
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        prototypes_grad = grad_outputs[0].new_empty(ctx.shape, dtype=ctx.dtype)
         grad = grad_outputs[0].to(ctx.dtype)
-        parts = [
-            _product(targets.to(ctx.dtype).T, grad).to(ctx.dtype)
-            for _, targets in _assignment_chunks(ctx.assignments, chunk_size=ctx.chunk_size)
-        ]
-        return torch.cat(parts), None, None
+        for columns, targets in _assignment_chunks(ctx.assignments, chunk_size=ctx.chunk_size):
+            prototypes_grad[columns] = _product(targets.to(ctx.dtype).T, right=grad)
+        return prototypes_grad, None, None

@@ -11,7 +11,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from dinov2_core.config import (
-    Backbone,
     Centering,
     Head,
     SharedHead,
@@ -27,6 +26,7 @@ from dinov2_core.losses.ibot import ibot_loss
 from dinov2_core.losses.koleo import koleo_loss
 from dinov2_core.losses.prototypes import Assignments, assignment_health
 from dinov2_core.losses.sinkhorn import SinkhornTargets
+from dinov2_core.models import build_backbone, build_head
 from dinov2_core.vit.transformer import VisionTransformer
 
 
@@ -171,7 +171,7 @@ class StudentTeacher(nn.Module):
         global_features, local_features = features[0], features[1:]
         projections = self.student.project(
             cls=torch.cat([*(crops.cls for crops in local_features), global_features.cls]),
-            patches=_masked(global_features.patches, batch),
+            patches=_masked(global_features.patches, batch=batch),
         )
         dino = self._dino_losses(projections.cls, targets=targets.cls, num_crops=num_crops)
         ibot = self.config.ibot.weight * ibot_loss(
@@ -230,7 +230,7 @@ class StudentTeacher(nn.Module):
         """Targets from the unmasked global crops."""
         (features,) = self.teacher.backbone([batch.global_crops])
         projections = self.teacher.project(
-            cls=features.cls, patches=_masked(features.patches, batch)
+            cls=features.cls, patches=_masked(features.patches, batch=batch)
         )
         return TeacherTargets(
             cls=self.dino_targets(
@@ -272,43 +272,13 @@ class StudentTeacher(nn.Module):
         return koleo.weight * torch.stack(losses).sum()
 
 
-def build_backbone(backbone: Backbone, *, image_size_pixels: int) -> VisionTransformer:
-    """The vision transformer that the settings describe, with learned positions of that size."""
-    dimensions = backbone.dimensions
-    return VisionTransformer(
-        image_size_pixels=image_size_pixels,
-        patch_size_pixels=backbone.patch_size_pixels,
-        num_channels=backbone.num_channels,
-        embed_dim=dimensions.embed_dim,
-        depth=dimensions.depth,
-        num_heads=dimensions.num_heads,
-        mlp_ratio=dimensions.mlp_ratio,
-        feed_forward=backbone.feed_forward,
-        num_register_tokens=backbone.num_register_tokens,
-        drop_path_rate=backbone.drop_path_rate,
-        layer_scale=backbone.layer_scale,
-        position_offset=backbone.position_offset,
-        position_antialias=backbone.position_antialias,
-    )
-
-
 def _backbone_with_heads(config: TrainingConfig, *, image_size_pixels: int) -> BackboneWithHeads:
     in_dim = config.backbone.dimensions.embed_dim
     is_shared = isinstance(config.ibot.head, SharedHead)
     return BackboneWithHeads(
         backbone=build_backbone(config.backbone, image_size_pixels=image_size_pixels),
-        dino_head=_head(config.dino.head, in_dim=in_dim),
-        ibot_head=None if is_shared else _head(_ibot_head_settings(config), in_dim=in_dim),
-    )
-
-
-def _head(head: Head, *, in_dim: int) -> DINOHead:
-    return DINOHead(
-        in_dim=in_dim,
-        hidden_dim=head.hidden_dim,
-        bottleneck_dim=head.bottleneck_dim,
-        num_prototypes=head.num_prototypes,
-        num_layers=head.num_layers,
+        dino_head=build_head(config.dino.head, in_dim=in_dim),
+        ibot_head=None if is_shared else build_head(_ibot_head_settings(config), in_dim=in_dim),
     )
 
 
@@ -332,7 +302,7 @@ def _targets(centering: Centering, *, num_prototypes: int) -> SinkhornTargets | 
             assert_never(centering)
 
 
-def _masked(patches: Tensor, batch: PretrainBatch) -> Tensor:
+def _masked(patches: Tensor, *, batch: PretrainBatch) -> Tensor:
     """Masked patches [M, D] of patch tokens [2B, N, D]."""
     return patches.flatten(0, 1).index_select(0, batch.masked_indices)
 

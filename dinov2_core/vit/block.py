@@ -67,10 +67,15 @@ class Block(nn.Module):
             tokens, branch=self._feed_forward_branch, groups=groups, drop_rate=drop_rate
         )
 
-    def _attention_branch(self, tokens: Tensor, groups: Sequence[CropGroup]) -> Tensor:
+    def _attention_branch(self, tokens: Tensor, *, groups: Sequence[CropGroup]) -> Tensor:
         residual: Tensor = self.ls1(self.attn(self.norm1(tokens), groups=groups))
         return residual
 
-    def _feed_forward_branch(self, tokens: Tensor, _groups: Sequence[CropGroup]) -> Tensor:
+    def _feed_forward_branch(
+        self,
+        tokens: Tensor,
+        *,
+        groups: Sequence[CropGroup],  # noqa: ARG002  (as every branch)
+    ) -> Tensor:
         residual: Tensor = self.ls2(self.mlp(self.norm2(tokens)))
         return residual

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dinov2_core.vit.attention import CropGroup, split_rows
+
+
+class Branch(Protocol):
+    """Maps packed tokens [T, D] to a residual [T, D]."""
+
+    def __call__(self, tokens: Tensor, *, groups: Sequence[CropGroup]) -> Tensor:
+        """The residual of tokens that fall into these groups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +60,7 @@ def keep_crops(groups: Sequence[CropGroup], *, drop_rate: float, device: torch.d
 def add_residual(
     tokens: Tensor,
     *,
-    branch: Callable[[Tensor, Sequence[CropGroup]], Tensor],
+    branch: Branch,
     groups: Sequence[CropGroup],
     drop_rate: float,
 ) -> Tensor:
@@ -68,9 +76,9 @@ def add_residual(
         Packed tokens [T, D]; the kept residuals are scaled so that the expectation stays.
     """
     if drop_rate == 0:
-        return tokens + branch(tokens, groups)
+        return tokens + branch(tokens, groups=groups)
     kept = keep_crops(groups, drop_rate=drop_rate, device=tokens.device)
-    residual = branch(tokens.index_select(0, torch.cat(kept.rows)), kept.groups)
+    residual = branch(tokens.index_select(0, torch.cat(kept.rows)), groups=kept.groups)
     summed = tokens.clone()
     parts = split_rows(residual, groups=kept.groups)
     for rows, part, scale in zip(kept.rows, parts, kept.scales, strict=True):

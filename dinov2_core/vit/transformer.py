@@ -157,7 +157,9 @@ class VisionTransformer(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, groups=groups)
         parts = split_rows(tokens, groups=groups)
-        return [self._features(part, group) for part, group in zip(parts, groups, strict=True)]
+        return [
+            self._features(part, group=group) for part, group in zip(parts, groups, strict=True)
+        ]
 
     def features(self, images: Tensor) -> Features:
         """Features of one group of images [B, C, H, W], without masks."""
@@ -188,7 +190,7 @@ class VisionTransformer(nn.Module):
             return torch.cat([cls, patches], dim=1)
         return torch.cat([cls, self.register_tokens.expand(batch, -1, -1), patches], dim=1)
 
-    def _features(self, rows: Tensor, group: CropGroup) -> Features:
+    def _features(self, rows: Tensor, *, group: CropGroup) -> Features:
         """Normalise each part apart, so that no result is a view and unused parts cost nothing."""
         tokens = rows.view(group.num_crops, group.num_tokens, -1)
         first_patch = 1 + self.num_register_tokens

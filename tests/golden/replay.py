@@ -24,7 +24,10 @@ from dinov2_core.training.schedules import StepSchedule, schedule_at
 from dinov2_core.training.student_teacher import Losses, StudentTeacher
 
 CHUNKED_BLOCK = re.compile(r"blocks\.\d+\.(\d+)\.")
-CENTERS = {"dino_loss.center": "dino_targets.center", "ibot_patch_loss.center": "ibot_targets.center"}
+CENTERS = {
+    "dino_loss.center": "dino_targets.center",
+    "ibot_patch_loss.center": "ibot_targets.center",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +193,9 @@ def replay(recording: dict[str, Any]) -> ReplayErrors:
         betas=config.optimization.adam_betas,
         eps=1e-8,
     )
-    losses, grad_norms, grads = [0.0], [0.0], [0.0]
+    losses: list[float] = []
+    grad_norms: list[float] = []
+    grads: list[float] = []
     for step, recorded in enumerate(recording["steps"]):
         schedule = schedule_at(step, config=config)
         apply_schedule(optimizer, schedule=schedule)
@@ -212,12 +217,17 @@ def replay(recording: dict[str, Any]) -> ReplayErrors:
     difference = torch.cat([(state[n] - value).flatten().double() for n, value in final.items()])
     change = torch.cat([(value - initial[n]).flatten().double() for n, value in final.items()])
     return ReplayErrors(
-        losses=max(losses),
-        grad_norms=max(grad_norms),
-        grads=max(grads),
+        losses=_largest(losses),
+        grad_norms=_largest(grad_norms),
+        grads=_largest(grads),
         final_elements=difference.abs().max().item(),
         final_update=(difference.norm() / change.norm()).item(),
     )
+
+
+def _largest(errors: list[float]) -> float:
+    """The largest error, not a number if any is; 0 when nothing was recorded."""
+    return torch.tensor([0.0, *errors], dtype=torch.float64).max().item()
 
 
 def _gradient_errors(recorded: dict[str, Tensor], *, model: StudentTeacher) -> list[float]:

@@ -1,0 +1,249 @@
+"""Turns a pile of images into a curated data set."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import assert_never
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import torch
+
+from components.curate.config import (
+    CurateSettings,
+    CurateStage,
+    Embedding,
+    EmbeddingDecides,
+    PixelEmbedding,
+    Planted,
+    RegistrationDecides,
+    TimmEmbedding,
+    TorchScriptEmbedding,
+)
+from components.curate.pile import StoredImages
+from components.runtime.manifests import AuditReport, DatasetManifest, digest_of, digest_of_file
+from components.runtime.stage import Stage, Workplace, context_of, run_stage, stage_parser
+from dinov2_core.curation.auditing import audit
+from dinov2_core.curation.curate import (
+    Curation,
+    CurationSettings,
+    EmbeddingOnly,
+    Registration,
+    curate,
+)
+from dinov2_core.curation.embedding import (
+    Embedder,
+    PixelEmbedder,
+    timm_embedder,
+    torchscript_embedder,
+)
+from dinov2_core.curation.manifest import write_table
+from dinov2_core.curation.planting import PlantCounts, plant_defects
+from dinov2_core.curation.sources import FolderImages, ImageFiles
+from dinov2_core.data.shards import ShardWriter
+
+TINY_SHARE = 5
+"""Of the planted corrupt files, every fifth is a 1 x 1 image."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; its flags are those of the component."""
+    args = stage_parser("Curate a pile of images.").parse_args(argv)
+    config = CurateStage.model_validate_json(args.config)
+    settings = config.settings
+    pile = StoredImages([config.images.uri])
+    if not len(pile):
+        raise ValueError(
+            f"images.uri {config.images.uri} holds no file; name a folder, a glob pattern, a "
+            f"Parquet file or a prefix that holds images"
+        )
+    evaluation = StoredImages(config.evaluation_images)
+    seeds = StoredImages([settings.seed_retrieval.uri]) if settings.seed_retrieval else None
+    threads = settings.num_threads
+    planted = config.images.planted
+
+    def work(place: Workplace) -> DatasetManifest:
+        return _curate(config, pile, evaluation, seeds, place)
+
+    stage = Stage(
+        name="curate",
+        manifest_type=DatasetManifest,
+        settings=config,
+        identity={
+            "settings": settings.model_dump(mode="json", exclude={"seed_retrieval": {"uri"}}),
+            "planted": planted.model_dump(mode="json") if planted else None,
+            "pile": pile.digest(num_threads=threads),
+            "evaluation": evaluation.digest(num_threads=threads),
+            "seeds": seeds.digest(num_threads=threads) if seeds else None,
+        },
+        parents=(),
+        work=work,
+        metrics=_numbers,
+    )
+    return run_stage(stage, args=args, context=context_of(args))
+
+
+def _curate(
+    config: CurateStage,
+    pile: ImageFiles,
+    evaluation: ImageFiles,
+    seeds: ImageFiles | None,
+    place: Workplace,
+) -> DatasetManifest:
+    directory, settings = place.directory, config.settings
+    truth = directory / "truth.parquet"
+    planted = config.images.planted
+    if planted is not None:
+        place.report("planting defects", 0, len(pile))
+        pile = _planted_pile(planted, pile, evaluation, directory=directory, truth=truth)
+    curation = curate(
+        pile,
+        evaluation=evaluation,
+        seeds=seeds,
+        embedder=_embedder(settings.embedding),
+        settings=_core_settings(settings),
+        progress=place.report,
+    )
+    reasons = {count.reason: count.num_images for count in curation.counts if count.reason}
+    num_kept = len(pile) - sum(reasons.values())
+    if not num_kept:
+        told = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        raise ValueError(
+            f"none of the {len(pile)} files of images.uri {config.images.uri} can be used: {told}; "
+            f"name a pile with sound images, or lower curate.min_side_pixels "
+            f"({settings.min_side_pixels})"
+        )
+    table = directory / "images.parquet"
+    write_table(curation.manifest, table)
+    write_table(curation.edges, directory / "edges.parquet")
+    shards = directory / "shards"
+    _write_shards(pile, curation, shards, size_bytes=settings.shard_size_bytes, place=place)
+    files = sorted(shards.glob("*.tar"))
+    manifest = DatasetManifest(
+        uri=str(directory),
+        sha256=digest_of([digest_of_file(table), *(digest_of_file(file) for file in files)]),
+        config_sha256=place.config_sha256,
+        mlflow_run_id=place.run.run_id,
+        num_images=len(pile),
+        num_kept=num_kept,
+        reasons=reasons,
+        table_uri=str(table),
+        shards_uri=str(shards),
+        num_shards=len(files),
+        size_bytes=sum(file.stat().st_size for file in files),
+        audit=_audited(curation.manifest, truth) if planted is not None else None,
+    )
+    place.run.log_dataset(
+        name="curated", uri=manifest.uri, digest=manifest.sha256, context="pretraining"
+    )
+    return manifest
+
+
+def _planted_pile(
+    planted: Planted, clean: ImageFiles, evaluation: ImageFiles, *, directory: Path, truth: Path
+) -> ImageFiles:
+    """A folder with the clean pile and the defects; the truth lies beside it."""
+    folder = directory / "pile"
+    shutil.rmtree(folder, ignore_errors=True)
+    tiny = planted.corrupt // TINY_SHARE
+    plant_defects(
+        clean,
+        evaluation,
+        counts=PlantCounts(
+            exact=planted.exact_copies,
+            near=planted.near_copies,
+            leaks=planted.leaks,
+            corrupt=planted.corrupt - tiny,
+            tiny=tiny,
+        ),
+        directory=folder,
+        truth_path=truth,
+        seed=planted.seed,
+    )
+    return FolderImages(folder)
+
+
+def _embedder(embedding: Embedding) -> Embedder:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    match embedding:
+        case PixelEmbedding():
+            return PixelEmbedder()
+        case TimmEmbedding():
+            weights = Path(embedding.weights) if embedding.weights else None
+            return timm_embedder(
+                embedding.name,
+                weights=weights,
+                image_size_pixels=embedding.size_pixels,
+                device=device,
+            )
+        case TorchScriptEmbedding():
+            return torchscript_embedder(
+                Path(embedding.path), image_size_pixels=embedding.size_pixels, device=device
+            )
+        case _:
+            assert_never(embedding)
+
+
+def _core_settings(settings: CurateSettings) -> CurationSettings:
+    decides = settings.verification
+    verification: EmbeddingOnly | Registration
+    match decides:
+        case EmbeddingDecides():
+            verification = EmbeddingOnly(
+                near_threshold=decides.near_threshold,
+                leak_threshold=decides.leak_threshold,
+                num_neighbours=decides.num_neighbours,
+            )
+        case RegistrationDecides():
+            verification = Registration(
+                candidate_threshold=decides.candidate_threshold,
+                near_threshold=decides.near_threshold,
+                leak_threshold=decides.leak_threshold,
+                num_proposals=decides.num_proposals,
+            )
+        case _:
+            assert_never(decides)
+    seeds = settings.seed_retrieval
+    return CurationSettings(
+        verification=verification,
+        min_side_pixels=settings.min_side_pixels,
+        seed_neighbours=seeds.num_neighbours if seeds else 1,
+        num_threads=settings.num_threads,
+    )
+
+
+def _write_shards(
+    pile: ImageFiles, curation: Curation, shards: Path, *, size_bytes: int, place: Workplace
+) -> None:
+    """Copy the kept images into shards, in the order of the table."""
+    shutil.rmtree(shards, ignore_errors=True)
+    numbers = {pile.name(number): number for number in range(len(pile))}
+    kept = curation.manifest.filter(curation.manifest["kept"])
+    columns = (kept[name].to_pylist() for name in ("uri", "format", "width", "height"))
+    with ShardWriter(shards, target_size_bytes=size_bytes) as writer:
+        for done, (uri, image_format, width, height) in enumerate(zip(*columns, strict=True)):
+            content = pile.read(numbers[uri])
+            writer.add(content, extension=image_format, width=width, height=height)
+            place.report("writing shards", done + 1, len(kept))
+
+
+def _audited(table: pa.Table, truth: Path) -> AuditReport:
+    found = audit(table, parquet.read_table(truth))
+    broken = found.corrupt.planted + found.tiny.planted
+    return AuditReport(
+        exact_recall=found.exact.share,
+        near_recall=found.near.share,
+        leak_recall=found.leaks.share,
+        corrupt_recall=(found.corrupt.found + found.tiny.found) / broken if broken else 1.0,
+        distinct_lost=found.lost_share,
+    )
+
+
+def _numbers(manifest: DatasetManifest) -> dict[str, float]:
+    numbers = {"num_images": float(manifest.num_images), "num_kept": float(manifest.num_kept)}
+    numbers |= {f"set_aside/{reason}": float(n) for reason, n in manifest.reasons.items()}
+    if manifest.audit is not None:
+        numbers |= {f"audit/{name}": share for name, share in manifest.audit.model_dump().items()}
+    return numbers

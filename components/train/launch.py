@@ -1,0 +1,269 @@
+"""Launches the ranks of a training phase, waits for them and writes the checkpoint's manifest."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import get_args
+
+from components.runtime.manifests import (
+    CheckpointManifest,
+    DatasetManifest,
+    TeacherConfig,
+    digest_of_file,
+)
+from components.runtime.processes import die_with_parent, exclusive_directory
+from components.runtime.stage import (
+    Stage,
+    StageFailed,
+    Workplace,
+    context_of,
+    run_stage,
+    stage_parser,
+)
+from components.train.config import TrainStage
+from components.train.job import (
+    PREEMPTED,
+    Job,
+    Phase,
+    Result,
+    first_failure,
+    forget_outcome,
+    result_file,
+)
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 120
+"""How long ranks may take to finish their step and write a checkpoint after SIGTERM."""
+
+
+class Preempted(SystemExit):
+    """The training was told to stop and can be continued; the process ends with code 75."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(PREEMPTED)
+        self.message = message
+
+    def __str__(self) -> str:
+        """The message."""
+        return self.message
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one of the two training stages; its flags are those of the component."""
+    parser = stage_parser("Train student and teacher.", "dataset")
+    parser.add_argument("--phase", required=True, choices=get_args(Phase), help="stage")
+    parser.add_argument("--pretrained", type=Path, help="manifest: pretrained, to start from")
+    args = parser.parse_args(argv)
+    _check_phase(args, parser)
+    stage = _stage(
+        args.phase,
+        config=TrainStage.model_validate_json(args.config),
+        dataset=DatasetManifest.read(args.dataset),
+        pretrained=CheckpointManifest.read(args.pretrained) if args.pretrained else None,
+    )
+    return run_stage(stage, args=args, context=context_of(args))
+
+
+def _check_phase(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if (args.phase == "finetune") != (args.pretrained is not None):
+        parser.error("--pretrained belongs to --phase finetune, and that phase needs it")
+
+
+def _stage(
+    phase: Phase,
+    *,
+    config: TrainStage,
+    dataset: DatasetManifest,
+    pretrained: CheckpointManifest | None,
+) -> Stage[CheckpointManifest]:
+    """The work of a phase and what identifies it."""
+    _check(config, dataset=dataset)
+    weights = _starting_weights(config, pretrained=pretrained)
+    learning = config.learning.model_dump(mode="json", exclude={"checkpoints"})
+
+    def work(place: Workplace) -> CheckpointManifest:
+        return _train(phase, config=config, dataset=dataset, weights=weights, place=place)
+
+    return Stage(
+        name=phase,
+        manifest_type=CheckpointManifest,
+        settings=config,
+        identity={
+            "learning": learning,
+            "world_size": config.topology.world_size,
+            "initial_weights": digest_of_file(Path(weights)) if weights else "",
+        },
+        parents=(dataset, pretrained) if pretrained else (dataset,),
+        work=work,
+        metrics=_metrics,
+    )
+
+
+def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
+    """Refuse what cannot train, before anything is started.
+
+    Raises:
+        ValueError: More nodes than one, or more images in a batch than in the data set.
+    """
+    if config.topology.num_nodes > 1:
+        raise ValueError(
+            f"topology.num_nodes {config.topology.num_nodes} needs a cluster launcher, and this "
+            "one starts the ranks of one machine; set topology.num_nodes to 1"
+        )
+    batch = config.learning.optimization.global_batch_size
+    if batch > dataset.num_kept:
+        raise ValueError(
+            f"learning.optimization.global_batch_size {batch} is more than the {dataset.num_kept} "
+            f"images that curation kept; choose at most {dataset.num_kept}, or give more images"
+        )
+
+
+def _starting_weights(config: TrainStage, *, pretrained: CheckpointManifest | None) -> str:
+    """File of the teacher to start from; empty for random weights."""
+    path = config.initial_weights or (pretrained.teacher_uri if pretrained else "")
+    if path and not Path(path).is_file():
+        source = "initial_weights" if config.initial_weights else "the pretrained manifest"
+        raise ValueError(
+            f"weights {path} named by {source} do not exist; name an existing safetensors file"
+        )
+    return path
+
+
+def _train(
+    phase: Phase, *, config: TrainStage, dataset: DatasetManifest, weights: str, place: Workplace
+) -> CheckpointManifest:
+    """Start the ranks, wait for them and describe what they left."""
+    job = Job(
+        phase=phase,
+        stage=config,
+        context=place.context,
+        directory=str(place.directory),
+        shards=dataset.shards_uri,
+        starting_weights=weights,
+        mlflow_run_id=place.run.run_id,
+    )
+    place.run.log_dataset(
+        name=dataset.kind, uri=dataset.shards_uri, digest=dataset.sha256, context="training"
+    )
+    place.report("starting", 0, config.learning.optimization.num_steps, unit="step")
+    with exclusive_directory(place.directory) as lock:
+        result = run_ranks(job, lock=lock)
+    learning = config.learning
+    return CheckpointManifest(
+        uri=str(job.teacher),
+        sha256=result.teacher_sha256,
+        config_sha256=place.config_sha256,
+        parents=place.parents,
+        mlflow_run_id=place.run.run_id,
+        phase=phase,
+        teacher_uri=str(job.teacher),
+        checkpoints_uri=str(job.checkpoints),
+        teacher=TeacherConfig(
+            backbone=learning.backbone,
+            image_size_pixels=learning.crops.global_crop_size_pixels,
+            mean=learning.crops.mean,
+            standard_deviation=learning.crops.standard_deviation,
+        ),
+        step=result.step,
+        final_losses=result.final_losses,
+        images_per_second=result.images_per_second,
+    )
+
+
+def run_ranks(job: Job, *, lock: int) -> Result:
+    """Run all ranks of a job with torchrun until they end.
+
+    The one place that knows how ranks are started: a launcher for several machines belongs
+    behind this function.
+
+    Args:
+        job: What to train.
+        lock: Descriptor of the directory's lock, which the ranks' parent keeps as well.
+
+    Returns:
+        What rank 0 left.
+
+    Raises:
+        StageFailed: A rank failed or was killed.
+        Preempted: The ranks were told to stop and wrote a checkpoint.
+    """
+    forget_outcome(job.root)
+    job.root.mkdir(parents=True, exist_ok=True)
+    job.file.write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    process = subprocess.Popen(
+        _command(job),
+        env=os.environ | {"OMP_NUM_THREADS": str(job.stage.topology.threads_per_process)},
+        pass_fds=(lock,),
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+    with _stopped_with_us(process):
+        code = process.wait()
+    return _result(job, code=code)
+
+
+def _command(job: Job) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={job.stage.topology.processes_per_node}",
+        f"--shutdown-timeout={GRACE_SECONDS}",
+        "-m",
+        "components.train.worker",
+        str(job.file),
+    ]
+
+
+@contextmanager
+def _stopped_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Pass SIGTERM and an interrupt on to the ranks, and leave none of them behind."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        logger.info("stopping: the ranks finish their step and write a checkpoint")
+        process.terminate()
+
+    earlier = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for name, handler in earlier.items():
+            signal.signal(name, handler)
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def _result(job: Job, *, code: int) -> Result:
+    failure = first_failure(job.root)
+    if failure is not None:
+        where = "" if failure.can_be_fixed else f"rank {failure.rank} failed: "
+        raise StageFailed(f"{where}{failure.message}")
+    path = result_file(job.root)
+    if not path.exists():
+        raise StageFailed(
+            f"the ranks ended with code {code} and no result, so one of them was killed (out of "
+            "memory?); start again to continue from the last checkpoint"
+        )
+    result = Result.model_validate_json(path.read_text(encoding="utf-8"))
+    if not result.is_finished:
+        raise Preempted(
+            f"stopped after step {result.step}, with a checkpoint; start again to continue"
+        )
+    return result
+
+
+def _metrics(manifest: CheckpointManifest) -> dict[str, float]:
+    losses = {f"final_loss/{name}": value for name, value in manifest.final_losses.items()}
+    return {**losses, "images_per_second": manifest.images_per_second}

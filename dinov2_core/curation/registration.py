@@ -1,0 +1,270 @@
+"""Registration: finds cropped, resized and re-encoded copies by laying thumbnails over each other.
+
+A cheap index proposes, an exact check decides. An embedding of pixels cannot tell a crop from
+another picture of the same kind, and of two similar products neither can a semantic one. So every
+thumbnail is looked up under a hundred hypothetical crops of itself; a pair found that way is
+aligned by hill climbing over the edges of the crop, and what remains between the two is judged
+after whitening: a mismatch in directions in which images rarely differ counts most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from dinov2_core.curation.deduplication import Edges, make_edges
+from dinov2_core.curation.neighbours import CosineIndex
+from dinov2_core.curation.sources import Progress, no_progress
+
+THUMBNAIL_SIDE = 32
+"""Pixels of a square gray thumbnail."""
+
+_VIEW_SIDE = 12
+_NUM_DIMENSIONS = 96
+_LATTICE = 100
+_MAX_SHIFT = 18
+_COARSE_SHIFTS = (0, 5, 10, 15)
+_CLIMB_STEPS = (2, 1, 1)
+_HITS_PER_VIEW = 4
+_VIEW_CHUNK_IMAGES = 256
+_PAIR_CHUNK = 4096
+_MAX_FIT_IMAGES = 20_000
+_PRIOR_IMAGES = 200
+_PRIOR_LENGTH = 4.0
+_NUM_PROBES = 6
+_MAX_FLAT_VIEWS = 4096
+"""Images up to which views are compared with all; a hundred views per image are asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Whitening:
+    mean: Tensor
+    """[144]."""
+    projection: Tensor
+    """[144, 96]."""
+
+    def __call__(self, views: Tensor) -> Tensor:
+        """Unit vectors [..., 96] of normalised views [..., 144]."""
+        return functional.normalize((views - self.mean) @ self.projection, dim=-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Candidates:
+    """Pairs of which `copy` may show the crop of `original`; lattice edges of the crop."""
+
+    original: Tensor
+    """[P]."""
+    copy: Tensor
+    """[P]."""
+    rows: Tensor
+    """[P, 2]: top cut, bottom cut in hundredths."""
+    columns: Tensor
+    """[P, 2]: left cut, right cut in hundredths."""
+
+
+def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
+    """Gray square [32, 32] of an image, aspect ratio not kept."""
+    side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    return np.asarray(image.convert("L").resize(side, Image.Resampling.BICUBIC))
+
+
+def register_copies(
+    thumbnails: NDArray[np.uint8],
+    *,
+    proposals: Edges,
+    candidate_threshold: float,
+    edge_threshold: float,
+    progress: Progress = no_progress,
+) -> Edges:
+    """Edges between images of which one is a crop of the other of at least 85 % of each side.
+
+    Args:
+        thumbnails: [N, 32, 32].
+        proposals: Pairs from another embedding that are to be judged as well.
+        candidate_threshold: Whitened cosine of a coarse alignment from which a pair is aligned
+            finely. Low costs time, high misses crops between the coarse ones.
+        edge_threshold: Smallest whitened cosine after alignment that makes an edge.
+        progress: Told about images proposed and pairs judged.
+    """
+    if len(thumbnails) < 2:
+        return make_edges(proposals.first[:0], proposals.second[:0], proposals.similarity[:0])
+    pictures = torch.from_numpy(thumbnails).float()
+    table = _interval_table()
+    upright = _normalized(table[0, 0] @ pictures @ table[0, 0].T)  # [N, 144]
+    whitening = _fit_whitening(upright)
+    candidates = _propose(
+        pictures,
+        whitened=whitening(upright),
+        whitening=whitening,
+        proposals=proposals,
+        threshold=candidate_threshold,
+        progress=progress,
+    )
+    similarities = []
+    total = len(candidates.original)
+    for start in range(0, total, _PAIR_CHUNK):
+        part = slice(start, start + _PAIR_CHUNK)
+        copies = candidates.copy[part]
+        aligned = _align(
+            pictures[candidates.original[part]],
+            upright[copies],
+            rows=candidates.rows[part],
+            columns=candidates.columns[part],
+            table=table,
+        )
+        similarities.append((whitening(aligned) * whitening(upright[copies])).sum(dim=1))
+        progress("register", min(start + _PAIR_CHUNK, total), total)
+    similarity = torch.cat([*similarities, torch.zeros(0)]).numpy()
+    is_edge = similarity >= edge_threshold
+    return make_edges(
+        candidates.original.numpy()[is_edge],
+        candidates.copy.numpy()[is_edge],
+        similarity[is_edge],
+    )
+
+
+def _interval_table() -> Tensor:
+    """Area sampling of [cut, 1 - other cut] to 12 cells, for all pairs of cuts [19, 19, 12, 32]."""
+    cuts = np.arange(_MAX_SHIFT + 1) / _LATTICE
+    low, high = cuts[:, None, None], 1 - cuts[None, :, None]
+    edges = (low + (high - low) * np.arange(_VIEW_SIDE + 1) / _VIEW_SIDE) * THUMBNAIL_SIDE
+    pixels = np.arange(THUMBNAIL_SIDE)
+    overlap = np.minimum(edges[..., 1:, None], pixels + 1)
+    overlap = np.clip(overlap - np.maximum(edges[..., :-1, None], pixels), 0, None)
+    return torch.from_numpy(overlap / overlap.sum(axis=-1, keepdims=True)).float()
+
+
+def _coarse_cuts() -> Tensor:
+    """Pairs of cuts that leave at least 85 % of a side [10, 2]."""
+    return torch.tensor(
+        [(a, b) for a in _COARSE_SHIFTS for b in _COARSE_SHIFTS if a + b <= _COARSE_SHIFTS[-1]]
+    )
+
+
+def _normalized(views: Tensor) -> Tensor:
+    """Views [..., 12, 12] flattened, mean 0, length 1, [..., 144]; flat ones become zero."""
+    flat = views.flatten(-2)
+    return functional.normalize(flat - flat.mean(dim=-1, keepdim=True), dim=-1, eps=1e-3)
+
+
+def _fit_whitening(views: Tensor) -> _Whitening:
+    """Principal directions of the views, each divided by its deviation.
+
+    The covariance is blended with that of smooth random pictures, worth 200 images, so that a few
+    images whiten sensibly too.
+    """
+    sample = views[:: -(-len(views) // _MAX_FIT_IMAGES)].double()
+    mean = sample.mean(dim=0)
+    centred = sample - mean
+    prior = _smooth_covariance()
+    covariance = (centred.T @ centred + _PRIOR_IMAGES * prior) / (len(sample) + _PRIOR_IMAGES)
+    values, vectors = torch.linalg.eigh(covariance)
+    largest = values[-_NUM_DIMENSIONS:].clamp(min=0).sqrt()
+    projection = vectors[:, -_NUM_DIMENSIONS:] / (largest + 1e-3 * largest[-1])
+    return _Whitening(mean=mean.float(), projection=projection.float())
+
+
+def _smooth_covariance() -> Tensor:
+    """Covariance of mean-free unit pictures whose pixels correlate as exp(-distance / 4)."""
+    places = torch.cartesian_prod(torch.arange(_VIEW_SIDE), torch.arange(_VIEW_SIDE)).double()
+    covariance = torch.exp(-torch.cdist(places, places) / _PRIOR_LENGTH)
+    centring = torch.eye(len(places), dtype=torch.float64) - 1 / len(places)
+    covariance = centring @ covariance @ centring
+    return covariance / covariance.trace()
+
+
+def _propose(
+    pictures: Tensor,
+    *,
+    whitened: Tensor,
+    whitening: _Whitening,
+    proposals: Edges,
+    threshold: float,
+    progress: Progress,
+) -> _Candidates:
+    """Look every image up under each coarse crop of itself; keep the best crop of every pair."""
+    cuts = _coarse_cuts()
+    table = _interval_table()[cuts[:, 0], cuts[:, 1]]  # [10, 12, 32]
+    index = CosineIndex(whitened.numpy(), max_flat_vectors=_MAX_FLAT_VIEWS, num_probes=_NUM_PROBES)
+    first = np.concatenate([proposals.first, proposals.second])
+    second = np.concatenate([proposals.second, proposals.first])
+    order = np.argsort(first, kind="stable")
+    first, second = first[order], second[order]
+    found: list[Tensor] = []  # columns: original, copy, view, similarity
+    for start in range(0, len(pictures), _VIEW_CHUNK_IMAGES):
+        stop = min(start + _VIEW_CHUNK_IMAGES, len(pictures))
+        crops = torch.einsum("jni,bik,lmk->bjlnm", table, pictures[start:stop], table)
+        views = whitening(_normalized(crops).flatten(1, 2))  # [b, 100, 96]
+        asked = slice(*np.searchsorted(first, (start, stop)))
+        own, other = torch.from_numpy(first[asked]), torch.from_numpy(second[asked])
+        alike = torch.einsum("pve,pe->pv", views[own - start], whitened[other]).max(dim=1)
+        found.append(_columns(own, other, alike.indices, alike.values, threshold))
+        hits = index.search(views.flatten(0, 1).numpy(), num_neighbours=_HITS_PER_VIEW)
+        similarity = torch.from_numpy(hits.similarities).view(-1)
+        copies = torch.from_numpy(hits.indices).view(-1)
+        numbers = torch.arange(len(copies)) // _HITS_PER_VIEW
+        originals = start + numbers // views.shape[1]
+        found.append(_columns(originals, copies, numbers % views.shape[1], similarity, threshold))
+        progress("propose", stop, len(pictures))
+    return _best_views(torch.cat(found), cuts)
+
+
+def _columns(
+    original: Tensor, copy: Tensor, view: Tensor, similarity: Tensor, threshold: float
+) -> Tensor:
+    keep = (similarity >= threshold) & (original != copy) & (copy >= 0)
+    return torch.stack([c[keep].double() for c in (original, copy, view, similarity)], dim=1)
+
+
+def _best_views(found: Tensor, cuts: Tensor) -> _Candidates:
+    original, copy, view, similarity = found.numpy().T
+    order = np.lexsort((view, -similarity, copy, original))
+    original, copy = original[order].astype(np.int64), copy[order].astype(np.int64)
+    is_new = np.ones(len(order), dtype=np.bool_)
+    is_new[1:] = (original[1:] != original[:-1]) | (copy[1:] != copy[:-1])
+    best = torch.from_numpy(view[order][is_new].astype(np.int64))
+    return _Candidates(
+        original=torch.from_numpy(original[is_new]),
+        copy=torch.from_numpy(copy[is_new]),
+        rows=cuts[best // len(cuts)],
+        columns=cuts[best % len(cuts)],
+    )
+
+
+def _align(
+    originals: Tensor, copies: Tensor, *, rows: Tensor, columns: Tensor, table: Tensor
+) -> Tensor:
+    """Views of originals [P, 32, 32] under the crop that correlates best with copies [P, 144].
+
+    Hill climbing in hundredths of a side, the two cuts of one axis at a time; returns [P, 144].
+    """
+    upright = copies.view(-1, _VIEW_SIDE, _VIEW_SIDE)
+    for step in _CLIMB_STEPS:
+        sampled = originals @ table[columns[:, 0], columns[:, 1]].transpose(1, 2)  # [P, 32, 12]
+        rows = _climb(sampled, upright, rows, step, table)
+        sampled = (table[rows[:, 0], rows[:, 1]] @ originals).transpose(1, 2)  # [P, 32, 12]
+        flipped = upright.transpose(1, 2)
+        columns = _climb(sampled, flipped, columns, step, table)
+    views = table[rows[:, 0], rows[:, 1]] @ originals
+    return _normalized(views @ table[columns[:, 0], columns[:, 1]].transpose(1, 2))
+
+
+def _climb(sampled: Tensor, copies: Tensor, cuts: Tensor, step: int, table: Tensor) -> Tensor:
+    """The best of the nine neighbouring pairs of cuts along the first axis, [P, 2]."""
+    best = torch.full((len(cuts),), -2.0)
+    chosen = cuts
+    for low in (0, -step, step):
+        for high in (0, -step, step):
+            tried = (cuts + torch.tensor((low, high))).clamp(0, _MAX_SHIFT)
+            views = _normalized(table[tried[:, 0], tried[:, 1]] @ sampled)
+            correlation = (views * copies.flatten(1)).sum(dim=1)
+            is_better = correlation > best
+            best = torch.where(is_better, correlation, best)
+            chosen = torch.where(is_better[:, None], tried, chosen)
+    return chosen

@@ -1,0 +1,91 @@
+"""Process group, device mesh and the ranks' agreement on small values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+SHARD_DIMENSION = "shard"
+"""Name of the mesh dimension that parameters are split over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """This process among those that train together."""
+
+    rank: int
+    """Of this process, from 0."""
+    world_size: int
+    """Processes in all."""
+    device: torch.device
+    """Where this process computes."""
+    mesh: DeviceMesh
+    """[world_size], dimension `shard`; a second, replicated dimension would go before it."""
+
+    @property
+    def is_main_rank(self) -> bool:
+        """Whether this process speaks for all: logs, reports, writes the shared files."""
+        return self.rank == 0
+
+    def gather(self, values: Tensor) -> Tensor:
+        """Values [n] of every rank as [world_size, n] on every rank. Collective."""
+        if self.world_size == 1:
+            return values[None]
+        rows = values.new_empty(self.world_size * values.shape[0])
+        dist.all_gather_into_tensor(rows, values.contiguous())
+        return rows.view(self.world_size, -1)
+
+
+@contextmanager
+def process_group(*, timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, and leave them at the end.
+
+    Reads RANK, LOCAL_RANK and WORLD_SIZE; without them the process is the only rank, on the same
+    path. CUDA devices are used where there are any, with NCCL, else the CPU with gloo.
+
+    Args:
+        timeout_seconds: After this long a collective that some rank does not join fails.
+
+    Raises:
+        ValueError: There are fewer CUDA devices than ranks on this machine.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    timeout = timedelta(seconds=timeout_seconds)
+    if "MASTER_ADDR" in os.environ:
+        dist.init_process_group(backend, timeout=timeout, rank=rank, world_size=world_size)
+    elif world_size == 1:
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, timeout=timeout, rank=0, world_size=1)
+    else:
+        raise ValueError(
+            f"WORLD_SIZE is {world_size} but MASTER_ADDR is not set; start the ranks with torchrun"
+        )
+    try:
+        mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD_DIMENSION,))
+        yield Ranks(rank=rank, world_size=world_size, device=device, mesh=mesh)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ValueError(
+            f"local rank {local_rank} has no CUDA device ({torch.cuda.device_count()} found); "
+            "set topology.processes_per_node to the number of devices of a node"
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,95 @@
+"""Fixtures: a data set of small images and the flags of a training stage on it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from components.runtime.context import RunContext
+from components.runtime.manifests import DatasetManifest
+from components.train.config import Topology, TrainStage
+from dinov2_core.config import (
+    Backbone,
+    Checkpoints,
+    Crops,
+    Dimensions,
+    DinoObjective,
+    Head,
+    IbotObjective,
+    Optimization,
+    TrainingConfig,
+)
+from dinov2_core.data.shards import ShardWriter
+
+HEAD = Head(num_prototypes=64, bottleneck_dim=16, hidden_dim=32)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetManifest:
+    directory = tmp_path_factory.mktemp("dataset") / "shards"
+    rng = np.random.default_rng(0)
+    with ShardWriter(directory, target_size_bytes=4000) as writer:
+        for _ in range(16):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(buffer, "PNG")
+            writer.add(buffer.getvalue(), extension="png", width=20, height=20)
+    return DatasetManifest(
+        uri=str(directory),
+        sha256="0" * 64,
+        config_sha256="1" * 64,
+        num_images=16,
+        num_kept=16,
+        reasons={},
+        table_uri="",
+        shards_uri=str(directory),
+        num_shards=1,
+        size_bytes=1,
+    )
+
+
+@pytest.fixture
+def stage() -> TrainStage:
+    learning = TrainingConfig(
+        backbone=Backbone(
+            architecture=Dimensions(embed_dim=32, depth=2, num_heads=2), patch_size_pixels=4
+        ),
+        crops=Crops(global_crop_size_pixels=16, local_crop_size_pixels=8, num_local_crops=2),
+        dino=DinoObjective(head=HEAD),
+        ibot=IbotObjective(head=HEAD),
+        optimization=Optimization(
+            num_steps=60, warmup_steps=1, global_batch_size=8, freeze_prototypes_steps=1
+        ),
+        precision="fp32",
+        checkpoints=Checkpoints(every_steps=5, keep_last=2),
+    )
+    topology = Topology(threads_per_process=1, loader_threads=1)
+    return TrainStage(learning=learning, topology=topology)
+
+
+Flags = Callable[[TrainStage, DatasetManifest], list[str]]
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> RunContext:
+    return RunContext(workdir=str(tmp_path / "work"), run_id="run", run_name="test")
+
+
+@pytest.fixture
+def flags(context: RunContext, tmp_path: Path) -> Flags:
+    def flags(stage: TrainStage, dataset: DatasetManifest) -> list[str]:
+        dataset.write(tmp_path / "dataset.json")
+        return [
+            "--config",
+            stage.model_dump_json(),
+            "--context",
+            context.model_dump_json(),
+            "--dataset",
+            str(tmp_path / "dataset.json"),
+        ]
+
+    return flags

@@ -1,0 +1,242 @@
+"""loop: stopped and resumed equals straight, bit for bit, and nothing is spoilt on the way."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from dinov2_core.config import (
+    Backbone,
+    Checkpoints,
+    Crops,
+    Dimensions,
+    DinoObjective,
+    Head,
+    HighResolution,
+    IbotObjective,
+    Optimization,
+    SinkhornKnopp,
+    SoftmaxCentering,
+    Teacher,
+    TrainingConfig,
+)
+from dinov2_core.data.shards import ShardWriter
+from dinov2_core.distributed.mesh import Ranks, process_group
+from dinov2_core.training.initialization import build_student_teacher
+from dinov2_core.training.loop import TrainingRun
+from dinov2_core.training.step_report import NonFiniteLoss, StepReport
+
+HEAD = Head(num_prototypes=64, bottleneck_dim=16, hidden_dim=32)
+CONFIG = TrainingConfig(
+    backbone=Backbone(
+        architecture=Dimensions(embed_dim=32, depth=2, num_heads=2),
+        patch_size_pixels=4,
+        layer_scale=0.1,
+        drop_path_rate=0.3,
+    ),
+    crops=Crops(global_crop_size_pixels=16, local_crop_size_pixels=8, num_local_crops=2),
+    dino=DinoObjective(head=HEAD),
+    ibot=IbotObjective(head=HEAD),
+    centering=SoftmaxCentering(),
+    teacher=Teacher(momentum=0.9, temperature_warmup_steps=2),
+    optimization=Optimization(
+        num_steps=6,
+        warmup_steps=1,
+        global_batch_size=8,
+        base_learning_rate=0.02,
+        freeze_prototypes_steps=1,
+    ),
+    precision="fp32",
+    checkpoints=Checkpoints(every_steps=2, keep_last=2),
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    with ShardWriter(directory, target_size_bytes=4000) as writer:
+        for _ in range(16):
+            buffer = io.BytesIO()
+            colour = rng.integers(0, 226, 3) + rng.integers(0, 30, (20, 20, 3))
+            Image.fromarray(colour.astype(np.uint8)).save(buffer, "PNG")
+            writer.add(buffer.getvalue(), extension="png", width=20, height=20)
+    return directory
+
+
+@pytest.fixture
+def ranks() -> Iterator[Ranks]:
+    with process_group() as ranks:
+        yield ranks
+
+
+def changed(config: TrainingConfig, **optimization: object) -> TrainingConfig:
+    return config.model_copy(
+        update={"optimization": config.optimization.model_copy(update=optimization)}
+    )
+
+
+def finish(run: TrainingRun, shards: Path) -> list[StepReport]:
+    return list(run.steps(shards=shards, loader_threads=1))
+
+
+def test_stopped_and_resumed_equals_straight(ranks: Ranks, shards: Path, tmp_path: Path) -> None:
+    straight = TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path / "straight")
+    expected = finish(straight, shards)
+    sha256 = straight.export_teacher(tmp_path / "straight.safetensors")
+
+    first = TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path / "stopped")
+    reports = []
+    for report in first.steps(
+        shards=shards, loader_threads=1, should_stop=lambda: len(reports) == 2
+    ):
+        reports.append(report)
+    assert not first.is_finished
+    assert [report.writes_checkpoint for report in reports] == [False, True, True]
+
+    second = TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path / "stopped")
+    assert second.first_step == 3
+    assert second.resumed_from == tmp_path / "stopped" / "step_00000003"
+    reports += finish(second, shards)
+    assert second.is_finished
+    assert [report.step for report in reports] == list(range(6))
+    assert [report.losses for report in reports] == [report.losses for report in expected]
+    assert [r.gradient_norms for r in reports] == [r.gradient_norms for r in expected]
+    assert second.export_teacher(tmp_path / "stopped.safetensors") == sha256
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(
+    ranks: Ranks, shards: Path, tmp_path: Path
+) -> None:
+    run = TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path)
+    for report in run.steps(shards=shards, loader_threads=1):
+        if report.step == 4:
+            break
+    assert TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path).first_step == 4
+
+
+def test_a_finished_run_takes_no_step(ranks: Ranks, shards: Path, tmp_path: Path) -> None:
+    finish(TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path), shards)
+    again = TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path)
+    assert again.is_finished
+    assert finish(again, shards) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000004", "step_00000006"]
+
+
+def test_training_lowers_the_loss(ranks: Ranks, shards: Path, tmp_path: Path) -> None:
+    easy = CONFIG.model_copy(update={"centering": SinkhornKnopp(), "koleo": None})
+    config = changed(easy, num_steps=40, warmup_steps=4)
+    reports = finish(TrainingRun(config, ranks=ranks, checkpoints=tmp_path), shards)
+    start = sum(r.losses["dino_global"] + r.losses["ibot"] for r in reports[:5])
+    end = sum(r.losses["dino_global"] + r.losses["ibot"] for r in reports[-5:])
+    assert end < 0.97 * start
+    assert all(r.images_per_second > 0 and r.data_seconds <= r.seconds for r in reports)
+
+
+def test_bf16_stays_close_to_fp32(ranks: Ranks, shards: Path, tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        config = CONFIG.model_copy(update={"precision": precision})
+        run = TrainingRun(config, ranks=ranks, checkpoints=tmp_path / precision)
+        losses.append(next(iter(run.steps(shards=shards, loader_threads=1))).losses["total"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+
+
+def test_a_non_finite_loss_stops_before_the_weights_change(
+    ranks: Ranks, shards: Path, tmp_path: Path
+) -> None:
+    config = changed(CONFIG, warmup_steps=0, base_learning_rate=1e30)
+    run = TrainingRun(config, ranks=ranks, checkpoints=tmp_path)
+    with pytest.raises(NonFiniteLoss, match="step 1: total is nan on rank 0"):
+        finish(run, shards)
+    assert run.num_steps_done == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_settings_do_not_resume(ranks: Ranks, shards: Path, tmp_path: Path) -> None:
+    finish(TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path), shards)
+    rarer = CONFIG.model_copy(update={"checkpoints": Checkpoints(every_steps=5)})
+    assert TrainingRun(rarer, ranks=ranks, checkpoints=tmp_path).is_finished
+    with pytest.raises(ValueError, match="was written with other settings"):
+        TrainingRun(changed(CONFIG, weight_decay=0.0), ranks=ranks, checkpoints=tmp_path)
+
+
+def test_a_batch_must_fit_into_the_data_set(ranks: Ranks, shards: Path, tmp_path: Path) -> None:
+    run = TrainingRun(changed(CONFIG, global_batch_size=17), ranks=ranks, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match="global_batch_size 17 is more than the 16 images"):
+        finish(run, shards)
+
+
+def test_a_higher_resolution_starts_from_teacher_and_heads(
+    ranks: Ranks, shards: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "teacher.safetensors"
+    finish(run := TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path / "pretrain"), shards)
+    run.export_teacher(path)
+    weights = load_file(path)
+    high = CONFIG.at_high_resolution(
+        HighResolution(
+            num_steps=2,
+            global_crop_size_pixels=24,
+            local_crop_size_pixels=8,
+            global_batch_size=4,
+        )
+    )
+    model = build_student_teacher(high, device=ranks.device, starting_weights=path)
+    for part in (model.student, model.teacher):
+        for name, parameter in part.named_parameters():
+            if name == "backbone.pos_embed":
+                assert parameter.shape == (1, 1 + 36, 32)
+                assert parameter[:, 0].equal(weights[name][:, 0])
+                old, new = weights[name][0, 1:].view(4, 4, -1), parameter[0, 1:].view(6, 6, -1)
+                torch.testing.assert_close(new.mean((0, 1)), old.mean((0, 1)), atol=0.01, rtol=0)
+            else:
+                assert parameter.equal(weights[name]), name
+    tuned = TrainingRun(high, ranks=ranks, checkpoints=tmp_path / "fine", starting_weights=path)
+    assert len(finish(tuned, shards)) == 2
+    tuned.export_teacher(tmp_path / "tuned.safetensors")
+    assert load_file(tmp_path / "tuned.safetensors")["backbone.pos_embed"].shape[1] == 37
+
+
+def test_weights_that_do_not_fit_are_named(ranks: Ranks, tmp_path: Path) -> None:
+    model = build_student_teacher(CONFIG, device=ranks.device)
+    weights = {k: v.detach().clone() for k, v in model.teacher.named_parameters()}
+    path = tmp_path / "weights.safetensors"
+
+    def build() -> None:
+        build_student_teacher(CONFIG, device=ranks.device, starting_weights=path)
+
+    with pytest.raises(ValueError, match="do not exist"):
+        build()
+    path.write_bytes(b"not one")
+    with pytest.raises(ValueError, match="are not a safetensors file"):
+        build()
+    save_file({k: v for k, v in weights.items() if "norm" not in k}, path)
+    with pytest.raises(ValueError, match=r"lacks 10 parameters: backbone.blocks.0.norm1.bias"):
+        build()
+    save_file(weights | {"extra": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="also holds 1 parameters: extra"):
+        build()
+    save_file(
+        weights | {"backbone.cls_token": weights["backbone.cls_token"][..., :8].clone()}, path
+    )
+    with pytest.raises(ValueError, match=r"cls_token has shape \[1, 1, 8\] in .* but \[1, 1, 32\]"):
+        build()
+
+
+def test_first_weights_depend_on_the_seed_only(ranks: Ranks) -> None:
+    one, same = (build_student_teacher(CONFIG, device=ranks.device) for _ in range(2))
+    other = build_student_teacher(CONFIG.model_copy(update={"seed": 1}), device=ranks.device)
+    name = "student.backbone.blocks.0.mlp.fc1.weight"
+    assert one.state_dict()[name].equal(same.state_dict()[name])
+    assert not one.state_dict()[name].equal(other.state_dict()[name])
+    for student, teacher in zip(one.student.parameters(), one.teacher.parameters(), strict=True):
+        assert student.equal(teacher)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinov2_core.config import HighResolution
+from pipelines.problems import SpecError
+from pipelines.spec import PipelineSpec, load_spec
+from tests.pipelines.specs import DEMO, REPOSITORY, changed, demo_values, write_spec
+
+
+def problems(values: dict[str, Any], folder: Path) -> str:
+    with pytest.raises(SpecError) as caught:
+        load_spec(write_spec(values, folder / "spec.yaml"))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["demo", "starter"])
+def test_shipped_specs_are_right(name: str) -> None:
+    assert isinstance(load_spec(REPOSITORY / f"pipelines/specs/{name}.yaml"), PipelineSpec)
+
+
+def test_relative_paths_are_taken_from_the_specs_folder() -> None:
+    spec = load_spec(DEMO)
+    assert Path(spec.images.uri) == REPOSITORY / "pipelines/demo/fashion_mnist_train.parquet"
+    assert Path(spec.evaluation_sets[0].test).is_absolute()
+
+
+def test_a_remote_prefix_stays_as_it_is(tmp_path: Path) -> None:
+    values = changed(demo_values(), {"images": {"uri": "s3://bucket/pile"}})
+    assert load_spec(write_spec(values, tmp_path / "s.yaml")).images.uri == "s3://bucket/pile"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"pretrain__learning__sed": 0},
+            "pretrain.learning.sed: 0 belongs to an unknown key; did you mean seed?",
+        ),
+        ({"name": ...}, "name: is missing; this key is required"),
+        ({"name": "Demo!"}, "name: 'Demo!' has characters that are not allowed here"),
+        (
+            {"pretrain__learning__optimization__num_steps": "1200"},
+            "pretrain.learning.optimization.num_steps: '1200' is wrong: input should be a valid integer",
+        ),
+        (
+            {"pretrain__learning__backbone__architecture": "vit_smal"},
+            "pretrain.learning.backbone.architecture: 'vit_smal' is not known; expected",
+        ),
+        (
+            {"pretrain__learning__backbone__architecture": "vit_smal"},
+            "did you mean vit_small?",
+        ),
+        (
+            {"pretrain__learning__crops__global_crop_size_pixels": 30},
+            "crops.global_crop_size_pixels 30 is not divisible by backbone.patch_size_pixels 4; choose 28 or 32",
+        ),
+        (
+            {"finetune__global_crop_size_pixels": 41},
+            "finetune.global_crop_size_pixels: 41 is not divisible by pretrain.learning.backbone.patch_size_pixels 4; choose 40 or 44",
+        ),
+        (
+            {"pretrain__topology__processes_per_node": 3},
+            "learning.optimization.global_batch_size 128 is not divisible by 3 ranks",
+        ),
+        ({"registry__champion_alias": "v1"}, "registry.champion_alias: 'v1' is reserved by MLflow"),
+        ({"registry__champion_alias": "latest"}, "registry.champion_alias: 'latest' is reserved"),
+        (
+            {"registry__gate__metric": "x/knn_top1"},
+            "registry.gate.metric: 'x/knn_top1' is not measured; choose one of fashion_mnist/knn_top1",
+        ),
+        ({"evaluation_sets": []}, "images.planted.leaks"),
+        (
+            {"tracking": {"uri": "http://me:secret@host:5000"}},
+            "holds a password; take it out and set MLFLOW_TRACKING_USERNAME",
+        ),
+        ({"curate__embedding": {"kind": "pixel"}}, "curate.embedding: "),
+        (
+            {"pretrain__learning__optimization__warmup_steps": 5000},
+            "warmup_steps 5000 is more than num_steps",
+        ),
+        ({"resources": {"pretrain": {"memory": "64Q"}}}, "resources.pretrain.memory: '64Q'"),
+    ],
+)
+def test_every_mistake_has_its_path_and_its_remedy(
+    changes: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    assert expected in problems(changed(demo_values(), changes), tmp_path)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    changes = {"pretrain__learning__seed": -1, "finetune__num_steps": 0, "nam": "x"}
+    text = problems(changed(demo_values(), changes), tmp_path)
+    assert len(text.splitlines()) == 3
+
+
+def test_a_missing_file_and_broken_yaml_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="No such file"):
+        load_spec(tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("name: [")
+    with pytest.raises(SpecError, match="is not YAML"):
+        load_spec(tmp_path / "broken.yaml")
+
+
+def test_the_secret_of_a_tracking_uri_is_not_repeated(tmp_path: Path) -> None:
+    values = changed(demo_values(), {"tracking": {"uri": "http://me:hunter2@host:5000"}})
+    assert "hunter2" not in problems(values, tmp_path)
+
+
+def test_high_resolution_compresses_every_schedule() -> None:
+    spec = load_spec(DEMO)
+    before, after = spec.pretrain.learning, spec.finetune_stage.learning
+    ratio = spec.finetune.num_steps / before.optimization.num_steps
+    assert after.optimization.num_steps == spec.finetune.num_steps
+    assert after.optimization.warmup_steps == round(before.optimization.warmup_steps * ratio)
+    assert after.teacher.temperature_warmup_steps == round(
+        before.teacher.temperature_warmup_steps * ratio
+    )
+    assert after.optimization.base_learning_rate == pytest.approx(
+        before.optimization.base_learning_rate * 0.1
+    )
+    assert after.crops.global_crop_size_pixels == 40
+    assert after.crops.global_crop_scale == before.crops.global_crop_scale
+
+
+def test_high_resolution_checks_its_crops_again() -> None:
+    learning = load_spec(DEMO).pretrain.learning
+    with pytest.raises(ValueError, match="not divisible"):
+        learning.at_high_resolution(HighResolution(global_crop_size_pixels=41, num_steps=10))
