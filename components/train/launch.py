@@ -20,7 +20,7 @@ from components.runtime.manifests import (
     TeacherConfig,
     digest_of_file,
 )
-from components.runtime.processes import die_with_parent, exclusive_directory
+from components.runtime.processes import exclusive_directory
 from components.runtime.stage import (
     Stage,
     StageFailed,
@@ -205,7 +205,6 @@ def run_ranks(job: Job, *, lock: int) -> Result:
         env=os.environ | {"OMP_NUM_THREADS": str(job.stage.topology.threads_per_process)},
         pass_fds=(lock,),
         start_new_session=True,
-        preexec_fn=die_with_parent,
     )
     with _stopped_with_us(process):
         code = process.wait()
@@ -216,7 +215,7 @@ def _command(job: Job) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "components.train.agent",
         "--standalone",
         f"--nproc-per-node={job.stage.topology.processes_per_node}",
         f"--shutdown-timeout={GRACE_SECONDS}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -106,6 +107,9 @@ def collect(
         max_pixels: Images with more pixels are refused.
         num_threads: Files looked at at the same time.
         progress: Told about the scan.
+
+    Raises:
+        ValueError: Two files of the pile have the same name.
     """
     pictures = _Pictures(embedder)
 
@@ -127,6 +131,11 @@ def collect(
     is_evaluation = np.zeros(len(pictures.numbers), dtype=np.bool_)
     is_evaluation[sorted(shown)] = True
     order = sorted(range(len(records)), key=lambda number: records[number].name)
+    for one, other in itertools.pairwise(order):
+        if records[one].name == records[other].name:
+            raise ValueError(
+                f"two files of the pile are named {records[one].name}; give every file its own name"
+            )
     return CollectedImages(
         pile=tuple(records[number] for number in order),
         pile_pictures=np.array(numbers, dtype=np.int64)[order],

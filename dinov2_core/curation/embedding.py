@@ -38,7 +38,8 @@ class PixelEmbedder:
             np.diff(gray, axis=1),
             np.diff(gray, axis=2),
         )
-        return unit_rows(np.concatenate([p.reshape(len(images), -1) for p in parts], axis=1))
+        flat = [p.reshape(len(images), int(np.prod(p.shape[1:]))) for p in parts]
+        return unit_rows(np.concatenate(flat, axis=1))
 
 
 class ModuleEmbedder:

@@ -159,24 +159,26 @@ def _fit_whitening(views: Tensor) -> _Whitening:
     The covariance is blended with that of smooth random pictures, worth 200 images, so that a few
     images whiten sensibly too.
     """
-    sample = views[:: -(-len(views) // _MAX_FIT_IMAGES)].double()
-    mean = sample.mean(dim=0)
+    sample = views[:: -(-len(views) // _MAX_FIT_IMAGES)].double().numpy()
+    mean = sample.mean(axis=0)
     centred = sample - mean
-    prior = _smooth_covariance()
-    covariance = (centred.T @ centred + _PRIOR_IMAGES * prior) / (len(sample) + _PRIOR_IMAGES)
-    values, vectors = torch.linalg.eigh(covariance)
-    largest = values[-_NUM_DIMENSIONS:].clamp(min=0).sqrt()
-    projection = vectors[:, -_NUM_DIMENSIONS:] / (largest + 1e-3 * largest[-1])
-    return _Whitening(mean=mean.float(), projection=projection.float())
+    total = centred.T @ centred + _PRIOR_IMAGES * _smooth_covariance()
+    values, vectors = np.linalg.eigh(total / (len(sample) + _PRIOR_IMAGES))
+    deviations = np.sqrt(np.maximum(values[-_NUM_DIMENSIONS:], 0))
+    projection = vectors[:, -_NUM_DIMENSIONS:] / (deviations + 1e-3 * deviations[-1])
+    return _Whitening(
+        mean=torch.from_numpy(mean).float(), projection=torch.from_numpy(projection).float()
+    )
 
 
-def _smooth_covariance() -> Tensor:
+def _smooth_covariance() -> NDArray[np.float64]:
     """Covariance of mean-free unit pictures whose pixels correlate as exp(-distance / 4)."""
-    places = torch.cartesian_prod(torch.arange(_VIEW_SIDE), torch.arange(_VIEW_SIDE)).double()
-    covariance = torch.exp(-torch.cdist(places, places) / _PRIOR_LENGTH)
-    centring = torch.eye(len(places), dtype=torch.float64) - 1 / len(places)
-    covariance = centring @ covariance @ centring
-    return covariance / covariance.trace()
+    rows, columns = np.indices((_VIEW_SIDE, _VIEW_SIDE)).reshape(2, -1)
+    distances = np.hypot(rows[:, None] - rows, columns[:, None] - columns)
+    centring = np.eye(len(rows)) - 1 / len(rows)
+    covariance = centring @ np.exp(-distances / _PRIOR_LENGTH) @ centring
+    scaled: NDArray[np.float64] = covariance / np.trace(covariance)
+    return scaled
 
 
 def _propose(

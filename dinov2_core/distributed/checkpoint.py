@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,7 @@ def save_checkpoint(
             shutil.rmtree(leftover)
         partial.mkdir()
     dist.barrier()
-    dcp.save(dict(state), storage_writer=dcp.FileSystemWriter(partial, sync_files=True))
+    save(dict(state), storage_writer=FileSystemWriter(partial, sync_files=True))
     digests = _digests_of_all_ranks(partial)
     if dist.get_rank() == 0:
         _write_marker(partial, step=step, identity=identity, digests=digests)
@@ -104,7 +106,7 @@ def load_checkpoint(state: Mapping[str, Tensor], *, checkpoint: Checkpoint) -> N
         state: Tensors by name, as for `save_checkpoint`; shapes must agree.
         checkpoint: From `newest_checkpoint`.
     """
-    dcp.load(dict(state), storage_reader=dcp.FileSystemReader(checkpoint.path))
+    load(dict(state), storage_reader=FileSystemReader(checkpoint.path))
 
 
 def _newest_whole(directory: Path) -> Checkpoint | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -144,7 +145,7 @@ def _is_other_grid(name: str, *, parameter: Tensor, weight: Tensor) -> bool:
 
 def _side(positions: Tensor) -> int:
     """Patches on a side of the square grid that positions [1, 1 + m * m, D] belong to."""
-    return round((positions.shape[1] - 1) ** 0.5)
+    return math.isqrt(positions.shape[1] - 1)
 
 
 def _write(weights: dict[str, Tensor], *, path: Path) -> str:

@@ -65,7 +65,7 @@ def process_group(*, timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
     if "MASTER_ADDR" in os.environ:
         dist.init_process_group(backend, timeout=timeout, rank=rank, world_size=world_size)
     elif world_size == 1:
-        store = dist.HashStore()
+        store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, timeout=timeout, rank=0, world_size=1)
     else:
         raise ValueError(

@@ -137,7 +137,7 @@ def test_a_worker_tells_what_is_wrong(
     weights.write_bytes(b"not one")
     stage = stage.model_copy(update={"initial_weights": str(weights)})
     arguments = ["--phase", "pretrain", *flags(stage, dataset), "--output", str(tmp_path / "o")]
-    with pytest.raises(StageFailed, match="^weights .* are not a safetensors file"):
+    with pytest.raises(StageFailed, match=r"^weights .* are not a safetensors file"):
         main(arguments)
 
 

@@ -127,16 +127,16 @@ def test_one_channel_and_no_local_crops() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "blur", "solarize", "expected"),
+    ("recipe", "blur", "solarize", "expected"),
     [
-        ({"color_jitter_probability": 0.8}, 0.0, 0.0, 0.8),
-        ({"grayscale_probability": 0.2}, 0.0, 0.0, 0.2),
-        ({}, 0.9, 0.0, 0.9),
-        ({}, 0.0, 0.2, 0.2),
+        (replace(PLAIN, color_jitter_probability=0.8), 0.0, 0.0, 0.8),
+        (replace(PLAIN, grayscale_probability=0.2), 0.0, 0.0, 0.2),
+        (PLAIN, 0.9, 0.0, 0.9),
+        (PLAIN, 0.0, 0.2, 0.2),
     ],
 )
 def test_operations_have_their_probability(
-    change: dict[str, float], blur: float, solarize: float, expected: float
+    recipe: CropRecipe, blur: float, solarize: float, expected: float
 ) -> None:
     number, size = (400, 96) if blur else (3000, 6)
     generator = torch.Generator().manual_seed(0)
@@ -145,7 +145,7 @@ def test_operations_have_their_probability(
     made = augment_colors(
         pixels.to(torch.uint8).expand(number, -1, -1, -1),
         torch.from_numpy(draws).float(),
-        recipe=replace(PLAIN, **change),
+        recipe=recipe,
         blur_probability=blur,
         solarize_probability=solarize,
     )

@@ -93,11 +93,13 @@ def test_stopped_and_resumed_equals_straight(ranks: Ranks, shards: Path, tmp_pat
     sha256 = straight.export_teacher(tmp_path / "straight.safetensors")
 
     first = TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path / "stopped")
-    reports = []
-    for report in first.steps(
-        shards=shards, loader_threads=1, should_stop=lambda: len(reports) == 2
-    ):
-        reports.append(report)
+    reports = list(
+        first.steps(
+            shards=shards,
+            loader_threads=1,
+            should_stop=lambda: first.num_steps_done == 2,
+        )
+    )
     assert not first.is_finished
     assert [report.writes_checkpoint for report in reports] == [False, True, True]
 

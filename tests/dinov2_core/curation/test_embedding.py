@@ -1,0 +1,105 @@
+"""embedding: unit vectors, a function of each image alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import nn
+
+from dinov2_core.curation.embedding import (
+    Embedder,
+    ModuleEmbedder,
+    PixelEmbedder,
+    timm_embedder,
+    torchscript_embedder,
+    unit_rows,
+)
+
+CPU = torch.device("cpu")
+
+
+def pictures(number: int) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8))
+        for i in range(number)
+    ]
+
+
+def colours() -> ModuleEmbedder:
+    return ModuleEmbedder(
+        nn.Identity(),
+        image_size_pixels=8,
+        mean=(0.5, 0.5, 0.5),
+        standard_deviation=(0.5, 0.25, 0.5),
+        device=CPU,
+        batch_size=2,
+    )
+
+
+@pytest.mark.parametrize("embedder", [PixelEmbedder(), colours()])
+def test_vectors_have_length_one_and_ignore_the_company(embedder: Embedder) -> None:
+    images = pictures(5)
+    vectors = embedder.embed(images)
+    assert vectors.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(embedder.embed(images[3:4])[0], vectors[3], atol=1e-6)
+
+
+def test_modules_see_normalised_colours() -> None:
+    image = Image.new("RGB", (9, 9), (255, 0, 51))
+    expected = np.array([1.0, -2.0, -0.6])
+    (vector,) = colours().embed([image])
+    np.testing.assert_allclose(vector, expected / np.linalg.norm(expected), rtol=1e-5)
+
+
+def test_pixels_see_likeness() -> None:
+    image, other = pictures(2)
+    small = image.resize((60, 40), Image.Resampling.BICUBIC)
+    brighter = image.point(lambda value: value // 2 + 100)
+    vectors = PixelEmbedder().embed([image, small, brighter, other])
+    similarity = vectors @ vectors[0]
+    assert similarity[1] > 0.8
+    assert similarity[2] > 0.99
+    assert similarity[3] < 0.5
+
+
+def test_flat_images_and_no_images_are_no_trouble() -> None:
+    assert not PixelEmbedder().embed([Image.new("L", (5, 5), 7)]).any()
+    assert PixelEmbedder().embed([]).shape[0] == 0
+    assert unit_rows(np.zeros((2, 3), dtype=np.float32)).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_timm_weights_come_from_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = timm.create_model("test_vit", pretrained=False)
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    embedder = timm_embedder(
+        "test_vit", weights=tmp_path / "weights.pt", image_size_pixels=160, device=CPU
+    )
+    (vector,) = embedder.embed(pictures(1))
+    pixels = np.array(pictures(1)[0].resize((160, 160), Image.Resampling.BICUBIC))
+    batch = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    mean, deviation = (
+        torch.tensor(module.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std")
+    )
+    with torch.inference_mode():
+        module.eval()
+        features = module.forward_head(
+            module.forward_features((batch - mean) / deviation), pre_logits=True
+        )
+    expected = nn.functional.normalize(features, dim=1)[0].numpy()
+    np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_torchscript_feature_maps_are_averaged(tmp_path: Path) -> None:
+    module = torch.jit.trace(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 16, 16))  # type: ignore[no-untyped-call]
+    module.save(str(tmp_path / "module.pt"))
+    embedder = torchscript_embedder(tmp_path / "module.pt", image_size_pixels=16, device=CPU)
+    assert embedder.embed(pictures(3)).shape == (3, 4)
