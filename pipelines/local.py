@@ -7,7 +7,6 @@ import fcntl
 import io
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,8 @@ from pipelines.spec import PipelineSpec
 
 Runner = Literal["subprocess", "docker"]
 
-KUBEFLOW_LINE = re.compile(r"^\d\d:\d\d:\d\d\.\d+ - |^-{20,}|^Found image|^\s*$")
+STAGE_STARTS, STAGE_ENDS = "Streamed logs:", "finished with status"
+"""Lines of Kubeflow between which a stage speaks."""
 
 
 class WorkdirError(ValueError):
@@ -188,6 +188,7 @@ class _Tee(io.TextIOBase):
         self._file = file
         self._on_line = on_line
         self._rest = ""
+        self._is_stage = False
 
     def writable(self) -> bool:
         """It can be written to."""
@@ -199,7 +200,11 @@ class _Tee(io.TextIOBase):
         self._file.flush()
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
-            if not KUBEFLOW_LINE.match(line):
+            if STAGE_STARTS in line:
+                self._is_stage = True
+            elif STAGE_ENDS in line:
+                self._is_stage = False
+            elif self._is_stage and line.strip():
                 self._on_line(line.removeprefix("    "))
         return len(text)
 

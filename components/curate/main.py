@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from components.curate.config import (
 )
 from components.curate.pile import StoredImages
 from components.runtime.manifests import AuditReport, DatasetManifest, digest_of, digest_of_file
-from components.runtime.stage import Stage, Workplace, context_of, run_stage, stage_parser
+from components.runtime.stage import Stage, Workplace, run_stage, stage_parser
 from dinov2_core.curation.auditing import audit
 from dinov2_core.curation.curate import (
     Curation,
@@ -51,8 +52,12 @@ TINY_SHARE = 5
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; its flags are those of the component."""
     args = stage_parser("Curate a pile of images.").parse_args(argv)
+    return run_stage("curate", args=args, prepare=_stage)
+
+
+def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
     config = CurateStage.model_validate_json(args.config)
-    settings = config.settings
+    settings, planted = config.settings, config.images.planted
     pile = StoredImages([config.images.uri])
     if not len(pile):
         raise ValueError(
@@ -62,13 +67,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluation = StoredImages(config.evaluation_images)
     seeds = StoredImages([settings.seed_retrieval.uri]) if settings.seed_retrieval else None
     threads = settings.num_threads
-    planted = config.images.planted
 
     def work(place: Workplace) -> DatasetManifest:
         return _curate(config, pile, evaluation, seeds, place)
 
-    stage = Stage(
-        name="curate",
+    return Stage(
         manifest_type=DatasetManifest,
         settings=config,
         identity={
@@ -82,7 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         work=work,
         metrics=_numbers,
     )
-    return run_stage(stage, args=args, context=context_of(args))
 
 
 def _curate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +22,7 @@ from components.runtime.manifests import (
     digest_of,
     digest_of_file,
 )
-from components.runtime.stage import Stage, Workplace, context_of, run_stage, stage_parser
+from components.runtime.stage import Stage, Workplace, run_stage, stage_parser
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.evaluation import pictures
 from dinov2_core.evaluation.baselines import raw_pixels, untrained
@@ -47,20 +48,24 @@ BASELINES = ("untrained", "pixels")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; its flags are those of the component."""
     parser = stage_parser("Measure a teacher's features.", "dataset", "checkpoint")
-    args = parser.parse_args(argv)
+    return run_stage("evaluate", args=parser.parse_args(argv), prepare=_stage)
+
+
+def _stage(args: argparse.Namespace) -> Stage[EvaluationReport]:
     config = EvaluateStage.model_validate_json(args.config)
     dataset = DatasetManifest.read(args.dataset)
     checkpoint = CheckpointManifest.read(args.checkpoint)
-    sets_sha256 = digest_of([_identity(item) for item in config.sets])
     evaluation_sha256 = digest_of(
-        {"sets": sets_sha256, "settings": config.settings.model_dump(mode="json")}
+        {
+            "sets": [_identity(item) for item in config.sets],
+            "settings": config.settings.model_dump(mode="json"),
+        }
     )
 
     def work(place: Workplace) -> EvaluationReport:
         return _Evaluation(config, dataset, checkpoint, place).report(evaluation_sha256)
 
-    stage = Stage(
-        name="evaluate",
+    return Stage(
         manifest_type=EvaluationReport,
         settings=config,
         identity={"evaluation": evaluation_sha256},
@@ -68,7 +73,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         work=work,
         metrics=lambda report: dict(report.metrics),
     )
-    return run_stage(stage, args=args, context=context_of(args))
 
 
 def _identity(item: EvaluationSet) -> object:

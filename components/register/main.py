@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 from collections.abc import Sequence
@@ -35,9 +36,11 @@ MODEL_CODE = Path(__file__).parent / "teacher_model.py"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; its flags are those of the component."""
     parser = stage_parser("Register a teacher.", "dataset", "checkpoint", "report")
-    args = parser.parse_args(argv)
+    return run_stage("register", args=parser.parse_args(argv), prepare=_stage)
+
+
+def _stage(args: argparse.Namespace) -> Stage[Registration]:
     config = RegisterStage.model_validate_json(args.config)
-    context = context_of(args)
     dataset = DatasetManifest.read(args.dataset)
     checkpoint = CheckpointManifest.read(args.checkpoint)
     report = EvaluationReport.read(args.report)
@@ -45,16 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work(place: Workplace) -> Registration:
         return _register(config, dataset, checkpoint, report, place)
 
-    stage = Stage(
-        name="register",
+    return Stage(
         manifest_type=Registration,
         settings=config,
-        identity={"config": config.model_dump(mode="json"), "uri": context.resolved_tracking_uri},
+        identity={
+            "config": config.model_dump(mode="json"),
+            "tracking": context_of(args).resolved_tracking_uri,
+        },
         parents=(dataset, checkpoint, report),
         work=work,
         metrics=lambda registration: {"model_version": float(registration.model_version)},
     )
-    return run_stage(stage, args=args, context=context)
 
 
 def _register(

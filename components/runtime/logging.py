@@ -19,6 +19,13 @@ QUIET = (
     "timm",
 )
 
+MLFLOW_QUIET = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
+"""Set before MLflow is imported, it neither reports home nor draws bars into a log."""
+
 
 def set_up_logging() -> None:
     """Plain lines on standard error; own messages from INFO, libraries' from ERROR."""
@@ -33,4 +40,5 @@ def set_up_logging() -> None:
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     os.environ.setdefault("PYTHONWARNINGS", "ignore")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in MLFLOW_QUIET.items():
+        os.environ.setdefault(name, value)

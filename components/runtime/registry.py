@@ -14,6 +14,7 @@ import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.utils.logging_utils import disable_logging
 from numpy.typing import NDArray
 
 from components.runtime.tracking import StageRun, check_reachable, package_version
@@ -70,6 +71,7 @@ class Registry:
         """
         mlflow.set_tracking_uri(self.run.tracking_uri)
         mlflow.set_registry_uri(self.run.tracking_uri)
+        disable_logging()  # type: ignore[no-untyped-call]
         params = [ParamSpec("batch_size", "long", 64), ParamSpec("output", "string", "cls")]
         with mlflow.start_run(run_id=self.run.run_id):
             logged = mlflow.pyfunc.log_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
 import traceback
@@ -17,6 +18,7 @@ from components.runtime.context import RunContext
 from components.runtime.logging import set_up_logging
 from components.runtime.manifests import Manifest, Parent, digest_of, write_atomically
 from components.runtime.outputs import write_executor_output
+from components.runtime.processes import die_with_parent
 from components.runtime.progress import Reporter
 from components.runtime.storage import StorageError
 from components.runtime.tracking import StageRun, Tracker, TrackingUnreachable, package_version
@@ -60,8 +62,6 @@ class Workplace:
 class Stage(Generic[Output]):
     """One stage's work and what identifies it."""
 
-    name: str
-    """Name of the task in the pipeline."""
     manifest_type: type[Output]
     """What it writes."""
     settings: Frozen
@@ -94,11 +94,13 @@ def context_of(args: argparse.Namespace) -> RunContext:
     return context if context.run_id else context.model_copy(update={"run_id": "local"})
 
 
-def entry_point(name: str, prepare: Callable[[], int]) -> int:
+def entry_point(name: str, main: Callable[[], int]) -> int:
     """Run a stage's `main` so that a person sees its error last; gives the exit code."""
     set_up_logging()
+    if os.environ.get("DINOPIPE_DIE_WITH_PARENT"):
+        die_with_parent()
     try:
-        return prepare()
+        return main()
     except FOR_PEOPLE as error:
         logger.error("%s: %s", name, error)
         return 1 if isinstance(error, StageFailed) else WRONG_INPUT
@@ -107,57 +109,96 @@ def entry_point(name: str, prepare: Callable[[], int]) -> int:
         return 1
 
 
-def run_stage(stage: Stage[Output], *, args: argparse.Namespace, context: RunContext) -> int:
+def run_stage(
+    name: str, *, args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Stage[Output]]
+) -> int:
     """Do a stage's work, or take over what an equal stage has done, and write its manifest.
 
     A stage with the same settings, the same inputs and the same program version has the same
     directory; a manifest in it means that it is finished.
+
+    Args:
+        name: Name of the task in the pipeline.
+        args: Parsed flags of `stage_parser`.
+        prepare: Reads settings and manifests and says what is to be done; it raises ValueError
+            for what a person can put right.
     """
-    config_sha256 = digest_of(stage.settings)
-    parents = tuple(Parent(kind=_kind(m), sha256=m.sha256) for m in stage.parents)
-    key = digest_of(
-        {
-            "stage": stage.name,
-            "version": package_version("dinopipe"),
-            "identity": stage.identity,
-            "parents": [parent.sha256 for parent in parents],
-        }
-    )
-    directory = context.stage_directory(stage.name, key)
-    report = Reporter(context.progress_directory / f"{stage.name}.json", stage=stage.name)
-    finished = directory / "manifest.json"
-    _forget_unless_cached(directory, context)
-    tracker = Tracker(context)
-    run = tracker.stage(stage.name, key=key[:16])
+    context = context_of(args)
+    report = Reporter(context.progress_directory / f"{name}.json", stage=name)
+    report("checking", 0, 1, unit="step")
     try:
-        cached = finished.exists()
-        if cached:
-            manifest = stage.manifest_type.read(finished)
-            run.set_tags({"dinopipe.cached_from": manifest.mlflow_run_id})
-        else:
-            run.log_params(json.loads(stage.settings.model_dump_json()))
-            place = Workplace(
-                directory=directory,
-                run=run,
-                report=report,
-                config_sha256=config_sha256,
-                parents=parents,
-                context=context,
-            )
-            manifest = stage.work(place)
-            manifest.write(finished)
+        stage = prepare(args)
+        attempt = _Attempt.of(name, stage, context=context)
+    except BaseException as error:
+        report.finish("failed", detail=_said(error))
+        raise
+    try:
+        manifest, is_cached = attempt.result(report)
         numbers = stage.metrics(manifest)
-        run.log_metrics(numbers)
+        attempt.run.log_metrics(numbers)
         manifest.write(args.output)
         write_executor_output(args.executor_input, manifest=manifest, metrics=numbers)
     except BaseException as error:
         report.finish("failed", detail=_said(error))
-        run.set_tags({"dinopipe.error": _said(error)})
-        run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        attempt.run.set_tags({"dinopipe.error": _said(error)})
+        attempt.run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    run.end("FINISHED")
-    report.finish("cached" if cached else "succeeded", manifest_uri=str(finished))
+    attempt.run.end("FINISHED")
+    report.finish("cached" if is_cached else "succeeded", manifest_uri=str(attempt.finished))
     return 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt(Generic[Output]):
+    """One attempt at a stage's work: its directory and its MLflow run."""
+
+    stage: Stage[Output]
+    context: RunContext
+    directory: Path
+    run: StageRun
+    parents: tuple[Parent, ...]
+
+    @classmethod
+    def of(cls, name: str, stage: Stage[Output], *, context: RunContext) -> _Attempt[Output]:
+        """Find the directory that belongs to the work, and open the run."""
+        parents = tuple(Parent(kind=_kind(m), sha256=m.sha256) for m in stage.parents)
+        key = digest_of(
+            {
+                "stage": name,
+                "version": package_version("dinopipe"),
+                "identity": stage.identity,
+                "parents": [parent.sha256 for parent in parents],
+            }
+        )
+        directory = context.stage_directory(name, key)
+        _forget_unless_cached(directory, context)
+        run = Tracker(context).stage(name, key=key[:16])
+        return cls(stage=stage, context=context, directory=directory, run=run, parents=parents)
+
+    @property
+    def finished(self) -> Path:
+        """Manifest that is written last."""
+        return self.directory / "manifest.json"
+
+    def result(self, report: Reporter) -> tuple[Output, bool]:
+        """The manifest, and whether it was there already."""
+        stage, run = self.stage, self.run
+        if self.finished.exists():
+            manifest = stage.manifest_type.read(self.finished)
+            run.set_tags({"dinopipe.cached_from": manifest.mlflow_run_id})
+            return manifest, True
+        run.log_params(json.loads(stage.settings.model_dump_json()))
+        place = Workplace(
+            directory=self.directory,
+            run=run,
+            report=report,
+            config_sha256=digest_of(stage.settings),
+            parents=self.parents,
+            context=self.context,
+        )
+        manifest = stage.work(place)
+        manifest.write(self.finished)
+        return manifest, False
 
 
 def _said(error: BaseException) -> str:

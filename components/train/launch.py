@@ -25,7 +25,6 @@ from components.runtime.stage import (
     Stage,
     StageFailed,
     Workplace,
-    context_of,
     run_stage,
     stage_parser,
 )
@@ -65,13 +64,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--pretrained", type=Path, help="manifest: pretrained, to start from")
     args = parser.parse_args(argv)
     _check_phase(args, parser)
-    stage = _stage(
+    return run_stage(args.phase, args=args, prepare=_prepare)
+
+
+def _prepare(args: argparse.Namespace) -> Stage[CheckpointManifest]:
+    return _stage(
         args.phase,
         config=TrainStage.model_validate_json(args.config),
         dataset=DatasetManifest.read(args.dataset),
         pretrained=CheckpointManifest.read(args.pretrained) if args.pretrained else None,
     )
-    return run_stage(stage, args=args, context=context_of(args))
 
 
 def _check_phase(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -95,7 +97,6 @@ def _stage(
         return _train(phase, config=config, dataset=dataset, weights=weights, place=place)
 
     return Stage(
-        name=phase,
         manifest_type=CheckpointManifest,
         settings=config,
         identity={

@@ -16,8 +16,10 @@ _SEARCH_ROWS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edges:
-    """Pairs of like images, each once with first < second, sorted; kept below every threshold in
-    use, so that a threshold can change without searching again."""
+    """Pairs of like images, each once with first < second, sorted.
+
+    Kept below every threshold in use, so that a threshold can change without searching again.
+    """
 
     first: NDArray[np.int64]
     """[M]."""

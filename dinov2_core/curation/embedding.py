@@ -19,8 +19,7 @@ class Embedder(Protocol):
     """Turns images into unit vectors."""
 
     def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Unit vectors [N, E] of images in mode `L` or `RGB`, any size; a function of each image
-        alone."""
+        """Unit vectors [N, E] of images in mode `L` or `RGB`, each of its image alone."""
         ...
 
 
@@ -55,7 +54,8 @@ class ModuleEmbedder:
         device: torch.device,
         batch_size: int = 64,
     ) -> None:
-        """
+        """Take over a network.
+
         Args:
             module: The network; put into evaluation mode and onto the device.
             image_size_pixels: Side S that images are resized to, aspect ratio not kept.

@@ -36,7 +36,8 @@ class CosineIndex:
         max_flat_vectors: int = MAX_FLAT_VECTORS,
         num_probes: int = 16,
     ) -> None:
-        """
+        """Build the index.
+
         Args:
             vectors: Unit rows [N, E].
             max_flat_vectors: N up to which search is exact; beyond, IVF-Flat with up to 4 sqrt(N)

@@ -47,9 +47,11 @@ class MemoryImages:
         return len(self.contents)
 
     def name(self, number: int) -> str:
+        """Name as given."""
         return self.names[number]
 
     def read(self, number: int) -> bytes:
+        """Content as given."""
         return self.contents[number]
 
 
@@ -57,7 +59,8 @@ class FolderImages:
     """Every file below a folder, whatever its ending, named by its path within the folder."""
 
     def __init__(self, directory: Path) -> None:
-        """
+        """List a folder.
+
         Args:
             directory: Listed once, here; names are sorted.
 

@@ -56,6 +56,7 @@ class CropRecipe:
 
     @property
     def num_channels(self) -> int:
+        """Channels C of images and crops."""
         return len(self.mean)
 
     @property

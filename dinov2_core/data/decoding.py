@@ -29,10 +29,10 @@ _DAMAGE = (
 )
 
 
-Image.init()
+Image.init()  # later, several threads would load the decoders at once
 
 
-class UnreadableImage(ValueError):  # noqa: N818
+class UnreadableImage(ValueError):
     """Bytes that do not decode; `reason` says why in one word, the message in a sentence."""
 
     def __init__(self, reason: DecodingFailure, detail: str) -> None:

@@ -41,7 +41,8 @@ class PretrainLoader:
         num_threads: int,
         num_prefetched: int = 2,
     ) -> None:
-        """
+        """Start at a step.
+
         Args:
             reader: Images of the data set; stays open until the loader is closed.
             crops: Augmentation.

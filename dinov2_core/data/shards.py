@@ -56,7 +56,8 @@ class ShardWriter:
     """
 
     def __init__(self, directory: Path, *, target_size_bytes: int) -> None:
-        """
+        """Prepare a directory.
+
         Args:
             directory: Where the shards go; made if absent, must hold no index.
             target_size_bytes: A shard is closed once it holds at least this many bytes.
@@ -160,7 +161,8 @@ class ShardReader:
     """Images of a directory of shards by number, safe to share between threads."""
 
     def __init__(self, directory: Path) -> None:
-        """
+        """Read the index; shards are opened when first needed.
+
         Args:
             directory: Holds the shards and their index.
 

@@ -11,28 +11,22 @@ import yaml
 
 from pipelines.dinov2 import compile_pipeline
 from pipelines.spec import load_spec
-from tests.pipelines.specs import demo_values, write_spec
-
-GOLDEN = Path(__file__).parents[1] / "golden" / "pipeline.yaml"
+from tests.golden.compiled import CONTEXT, GOLDEN, portable_spec
 
 
 @pytest.fixture
 def spec_path(tmp_path: Path) -> Path:
-    """The demo's spec on places that are the same on every machine."""
-    values = demo_values()
-    values["images"] = {"uri": "s3://bucket/pile", "planted": values["images"]["planted"]}
-    values["evaluation_sets"][0].update(train="s3://bucket/train", test="s3://bucket/test")
-    return write_spec(values, tmp_path / "spec.yaml")
+    return portable_spec(tmp_path)
 
 
 def compiled(spec_path: Path, output: Path) -> str:
-    compile_pipeline(load_spec(spec_path), context='{"workdir":"/mnt/dinopipe"}', path=output)
+    compile_pipeline(load_spec(spec_path), context=CONTEXT, path=output)
     return output.read_text()
 
 
 def test_compilation_equals_the_golden_file(spec_path: Path, tmp_path: Path) -> None:
     text = compiled(spec_path, tmp_path / "pipeline.yaml")
-    assert text == GOLDEN.read_text(), f"if this is meant, write {GOLDEN.name} anew"
+    assert text == GOLDEN.read_text(), "if this is meant: python -m tests.golden.compiled"
 
 
 def test_two_processes_compile_the_same_bytes(spec_path: Path, tmp_path: Path) -> None:

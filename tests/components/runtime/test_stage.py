@@ -40,7 +40,6 @@ class Work:
 
 def do(work: Work, context: RunContext, output: Path, *, identity: object = 1) -> int:
     stage = Stage(
-        name="evaluate",
         manifest_type=EvaluationReport,
         settings=PixelEmbedding(),
         identity=[identity, context.run_name],
@@ -59,8 +58,10 @@ def do(work: Work, context: RunContext, output: Path, *, identity: object = 1) -
             }
         }
     )
-    args = argparse.Namespace(output=output, executor_input=executor_input)
-    return run_stage(stage, args=args, context=context)
+    args = argparse.Namespace(
+        output=output, executor_input=executor_input, context=context.model_dump_json()
+    )
+    return run_stage("evaluate", args=args, prepare=lambda _: stage)
 
 
 @pytest.fixture

@@ -115,7 +115,9 @@ def test_finetune_starts_from_the_pretrained_teacher(
     high = HighResolution(
         num_steps=1, global_crop_size_pixels=24, local_crop_size_pixels=8, global_batch_size=4
     )
-    finetune = stage.model_copy(update={"learning": learning.at_high_resolution(high)})
+    finetune = stage.model_copy(
+        update={"learning": learning.at_high_resolution(high), "topology": Topology()}
+    )
     flags_of_finetune = ["--phase", "finetune", *flags(finetune, dataset)]
     flags_of_finetune += ["--pretrained", str(pretrained), "--output", str(finetuned)]
     assert main(flags_of_finetune) == 0

@@ -18,8 +18,9 @@ def demo_images() -> Callable[[str, int], MemoryImages]:
     """The first images of Fashion-MNIST's training or test part."""
 
     def load(part: str, number: int) -> MemoryImages:
-        contents = pq.read_table(_DEMO / f"fashion_mnist_{part}.parquet")["image"].to_pylist()
+        table = pq.read_table(_DEMO / f"fashion_mnist_{part}.parquet", columns=["image"])
+        contents = table["image"].slice(0, number).to_pylist()
         names = [f"{part}-{i}" for i in range(number)]
-        return MemoryImages(names=names, contents=contents[:number])
+        return MemoryImages(names=names, contents=contents)
 
     return load

@@ -1,0 +1,83 @@
+"""worker: one rank without torchrun takes the same path, and tells why it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from components.runtime.context import RunContext
+from components.runtime.manifests import DatasetManifest
+from components.train.config import TrainStage
+from components.train.job import Job, first_failure, result_file
+from components.train.worker import metrics_of
+from dinov2_core.training.schedules import StepSchedule
+from dinov2_core.training.step_report import LOSS_NAMES, StepReport
+
+
+def run_worker(job: Job) -> int:
+    job.root.mkdir(exist_ok=True)
+    job.file.write_text(job.model_dump_json())
+    command = [sys.executable, "-m", "components.train.worker", str(job.file)]
+    return subprocess.run(command, check=False, env=os.environ, timeout=100).returncode
+
+
+@pytest.fixture
+def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_path: Path) -> Job:
+    return Job(
+        phase="pretrain",
+        stage=stage,
+        context=context,
+        directory=str(tmp_path / "stage"),
+        shards=dataset.shards_uri,
+        mlflow_run_id="absent",
+    )
+
+
+def test_input_that_can_be_fixed_is_told_as_it_is(job: Job, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"not one")
+    assert run_worker(job.model_copy(update={"starting_weights": str(weights)})) == 2
+    failure = first_failure(job.root)
+    assert failure is not None
+    assert failure.can_be_fixed
+    assert failure.message.startswith(f"weights {weights} are not a safetensors file")
+    assert not result_file(job.root).exists()
+
+
+def test_any_other_error_is_told_with_its_type(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    shutil.copy(Path(job.shards) / "index.parquet", tmp_path / "shards")
+    assert run_worker(job.model_copy(update={"shards": str(tmp_path / "shards")})) == 1
+    failure = first_failure(job.root)
+    assert failure is not None
+    assert not failure.can_be_fixed
+    assert failure.message.startswith("FileNotFoundError: ")
+
+
+def test_every_number_of_a_step_has_a_name() -> None:
+    report = StepReport(
+        step=3,
+        losses={name: float(i) for i, name in enumerate(LOSS_NAMES)},
+        gradient_norms={"backbone": 1.0},
+        schedule=StepSchedule(
+            learning_rate=0.1,
+            prototype_learning_rate=0.0,
+            weight_decay=0.04,
+            teacher_momentum=0.99,
+            teacher_temperature=0.05,
+        ),
+        images_per_second=10.0,
+        seconds=0.8,
+        data_seconds=0.1,
+        writes_checkpoint=False,
+    )
+    metrics = metrics_of(report)
+    assert len(metrics) == 5 + 4 + 1 + 2 + 3
+    assert metrics["loss/total"] == 0.0
+    assert metrics["gradient_norm/backbone"] == 1.0
+    assert metrics["schedule/learning_rate"] == 0.1

@@ -1,0 +1,30 @@
+"""mesh: one rank takes the path of many."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dinov2_core.distributed.mesh import SHARD_DIMENSION, process_group
+
+
+def test_a_process_alone_is_the_main_rank_of_one() -> None:
+    with process_group() as ranks:
+        assert (ranks.rank, ranks.world_size, ranks.is_main_rank) == (0, 1, True)
+        assert ranks.mesh.mesh_dim_names == (SHARD_DIMENSION,)
+        assert ranks.gather(torch.tensor([1.0, 2.0])).tolist() == [[1.0, 2.0]]
+    assert not dist.is_initialized()
+
+
+def test_the_group_is_left_after_an_error() -> None:
+    with pytest.raises(RuntimeError, match="inside"), process_group():
+        raise RuntimeError("inside")
+    assert not dist.is_initialized()
+
+
+def test_ranks_without_an_address_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2 but MASTER_ADDR is not set"):
+        process_group().__enter__()

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+import pytest
+
+from tests.pipelines.specs import REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[bytes]:
+    """Real images: PNG files of product photographs."""
+    table = parquet.read_table(REPOSITORY / "pipelines/demo/fashion_mnist_train.parquet")
+    images: list[bytes] = table["image"].slice(0, 96).to_pylist()
+    return images
+
+
+@pytest.fixture(scope="session")
+def pile(photographs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pile")
+    for number, content in enumerate(photographs):
+        (folder / f"{number:03d}.png").write_bytes(content)
+    (folder / "copy.png").write_bytes(photographs[0])
+    (folder / "notes.txt").write_text("not an image")
+    return folder
