@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from PIL import Image
@@ -74,9 +76,20 @@ def stage() -> TrainStage:
 Flags = Callable[[TrainStage, DatasetManifest], list[str]]
 
 
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store without experiments; making its tables takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def context(tmp_path: Path) -> RunContext:
-    return RunContext(workdir=str(tmp_path / "work"), run_id="run", run_name="test")
+def context(store: Path, tmp_path: Path) -> RunContext:
+    workdir = tmp_path / "work"
+    workdir.mkdir()
+    shutil.copy(store, workdir / "mlflow.db")
+    return RunContext(workdir=str(workdir), run_id="run", run_name="test")
 
 
 @pytest.fixture
