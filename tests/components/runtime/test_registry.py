@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.register.main import main
+from components.runtime.manifests import EvaluationReport, Registration
+from components.runtime.registry import Registry, load_embedder
+from components.runtime.tracking import Tracker
+from tests.components.teachers import dataset_of, random_checkpoint
+
+METRIC = "set/knn_top1"
+
+
+def registered(
+    shared: Path, folder: Path, photographs: list[bytes], *, seed: int, value: float
+) -> Registration:
+    """Register a random teacher that was measured at `value`."""
+    folder.mkdir()
+    dataset_of(photographs[:4], folder / "data").write(folder / "dataset.json")
+    random_checkpoint(folder / "teacher", seed=seed).write(folder / "checkpoint.json")
+    EvaluationReport(
+        uri="/r",
+        sha256=f"{value}",
+        config_sha256="0",
+        metrics={METRIC: value, f"{METRIC}_untrained": 0.1},
+        evaluation_sha256="e",
+        pictures=(),
+    ).write(folder / "report.json")
+    config = {"model_name": "registry-test", "gate": {"metric": METRIC, "minimum_gain": 0.01}}
+    context = {"workdir": str(shared), "run_id": folder.name, "run_name": "r"}
+    flags = {
+        "config": json.dumps(config),
+        "context": json.dumps(context),
+        "output": str(folder / "registration.json"),
+        **{name: str(folder / f"{name}.json") for name in ("dataset", "checkpoint", "report")},
+    }
+    assert main([part for name, given in flags.items() for part in (f"--{name}", given)]) == 0
+    return Registration.read(folder / "registration.json")
+
+
+def test_the_gate_moves_aliases_and_keeps_its_reasons(
+    tracker: Tracker, shared_workdir: Path, tmp_path: Path, photographs: list[bytes]
+) -> None:
+    values = [0.5, 0.505, 0.6]
+    versions = [
+        registered(shared_workdir, tmp_path / f"r{i}", photographs, seed=i, value=value)
+        for i, value in enumerate(values)
+    ]
+    assert [version.alias for version in versions] == ["champion", "challenger", "champion"]
+    registry = Registry(tracker.stage("register", key="look"), "registry-test")
+    champion = registry.under_alias("champion")
+    challenger = registry.under_alias("challenger")
+    assert champion is not None
+    assert challenger is not None
+    assert (champion.version, challenger.version) == (3, 2)
+    assert "+0.1000 from the champion (version 1)" in champion.tags["dinopipe.decision"]
+    assert "a gain of +0.0100 is needed" in challenger.tags["dinopipe.decision"]
+    assert registry.under_alias("nobody") is None
+
+    uri = tracker.context.resolved_tracking_uri
+    champions = load_embedder("models:/registry-test@champion", tracking_uri=uri)
+    challengers = load_embedder("models:/registry-test@challenger", tracking_uri=uri)
+    embedded = champions(photographs[:3], 2)
+    assert embedded.shape == (3, 32)
+    assert not np.allclose(embedded, challengers(photographs[:3], 2))
+
+
+def test_a_model_that_is_not_there_is_told(tracker: Tracker) -> None:
+    with pytest.raises(ValueError, match="models:/nothing@champion is not in sqlite"):
+        load_embedder(
+            "models:/nothing@champion", tracking_uri=tracker.context.resolved_tracking_uri
+        )
