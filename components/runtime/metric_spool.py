@@ -54,15 +54,16 @@ class MetricSpool:
         """Write to disk and send what waits; whether everything arrived."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        if not self._waiting:
+        rows = list(self._waiting)
+        if not rows:
             return True
         try:
-            self._run.log_rows(self._waiting)
+            self._run.log_rows(rows)
         except (MlflowException, requests.RequestException):
             self.failures += 1
             return False
-        self._sent = self._waiting[-1][0]
-        self._waiting.clear()
+        self._sent = rows[-1][0]
+        del self._waiting[: len(rows)]
         return True
 
     def close(self) -> bool:
