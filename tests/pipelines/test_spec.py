@@ -56,11 +56,11 @@ def test_a_remote_prefix_stays_as_it_is(tmp_path: Path) -> None:
         ),
         (
             {"pretrain__learning__crops__global_crop_size_pixels": 30},
-            "crops.global_crop_size_pixels 30 is not divisible by backbone.patch_size_pixels 4; choose 28 or 32",
+            "crops.global_crop_size_pixels 30 is not divisible by backbone.patch_size_pixels 7; choose 28 or 35",
         ),
         (
             {"finetune__global_crop_size_pixels": 41},
-            "finetune.global_crop_size_pixels: 41 is not divisible by pretrain.learning.backbone.patch_size_pixels 4; choose 40 or 44",
+            "finetune.global_crop_size_pixels: 41 is not divisible by pretrain.learning.backbone.patch_size_pixels 7; choose 35 or 42",
         ),
         (
             {"pretrain__topology__processes_per_node": 3},
@@ -122,7 +122,7 @@ def test_high_resolution_compresses_every_schedule() -> None:
     assert after.optimization.base_learning_rate == pytest.approx(
         before.optimization.base_learning_rate * 0.1
     )
-    assert after.crops.global_crop_size_pixels == 40
+    assert after.crops.global_crop_size_pixels == 42
     assert after.crops.global_crop_scale == before.crops.global_crop_scale
 
 
