@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
+export OMP_WAIT_POLICY = passive
 
 .PHONY: demo test gate test-slow test-containers format clean
 

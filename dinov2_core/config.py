@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-class Frozen(BaseModel):
-    """A value: fixed once validated, equal by content, closed to unknown keys."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+from dinov2_core.execution import Checkpoints as Checkpoints
+from dinov2_core.execution import Execution as Execution
+from dinov2_core.frozen import Frozen as Frozen
+from dinov2_core.guards import Guards
+from dinov2_core.objectives import Centering as Centering
+from dinov2_core.objectives import DinoObjective as DinoObjective
+from dinov2_core.objectives import Head as Head
+from dinov2_core.objectives import IbotObjective as IbotObjective
+from dinov2_core.objectives import KoleoObjective as KoleoObjective
+from dinov2_core.objectives import SharedHead as SharedHead
+from dinov2_core.objectives import SinkhornKnopp as SinkhornKnopp
+from dinov2_core.objectives import SoftmaxCentering as SoftmaxCentering
 
 
 class Dimensions(Frozen):
@@ -142,72 +147,6 @@ class Masking(Frozen):
         return self
 
 
-class Head(Frozen):
-    """Projection head: MLP, bottleneck, L2 normalisation, prototypes."""
-
-    kind: Literal["own"] = "own"
-    num_prototypes: int = Field(65536, ge=2)
-    """Number K of prototypes; 131072 in the long recipes."""
-    bottleneck_dim: int = Field(256, ge=2)
-    """Width of the normalised features that meet the prototypes."""
-    hidden_dim: int = Field(2048, ge=2)
-    """Width of the MLP's hidden layers."""
-    num_layers: int = Field(3, ge=1)
-    """Linear layers before the prototypes."""
-
-
-class SharedHead(Frozen):
-    """Patches use the head of the cls token."""
-
-    kind: Literal["shared"] = "shared"
-
-
-class DinoObjective(Frozen):
-    """Image-level cross-entropy between student and teacher, arXiv:2104.14294."""
-
-    weight: float = Field(1.0, ge=0)
-    """Factor of the loss."""
-    head: Head
-    """Projection head of the cls token."""
-
-
-class IbotObjective(Frozen):
-    """Cross-entropy on masked patches, arXiv:2111.07832."""
-
-    weight: float = Field(1.0, ge=0)
-    """Factor of the loss."""
-    head: Annotated[Head | SharedHead, Field(discriminator="kind")]
-    """Projection head of the masked patches, of their own or shared with the cls token."""
-
-
-class KoleoObjective(Frozen):
-    """Spreads the cls tokens of a batch, arXiv:1806.03198."""
-
-    weight: float = Field(0.1, ge=0)
-    """Factor of the loss, for each of the two global crops."""
-    neighbours: Literal["global_batch", "rank"] = "global_batch"
-    """Where the nearest neighbour is looked for; the reference looks on its own rank only."""
-
-
-class SinkhornKnopp(Frozen):
-    """Teacher targets by Sinkhorn-Knopp, arXiv:2006.09882."""
-
-    kind: Literal["sinkhorn_knopp"] = "sinkhorn_knopp"
-    num_iterations: int = Field(3, ge=1)
-    """Row-and-column normalisations of each teacher batch."""
-
-
-class SoftmaxCentering(Frozen):
-    """Teacher targets by softmax after subtracting a running mean, arXiv:2104.14294."""
-
-    kind: Literal["softmax"] = "softmax"
-    momentum: float = Field(0.9, ge=0, lt=1)
-    """Momentum of the running mean of teacher scores."""
-
-
-Centering = Annotated[SinkhornKnopp | SoftmaxCentering, Field(discriminator="kind")]
-
-
 class Teacher(Frozen):
     """Schedules of the exponential moving average and of its softmax."""
 
@@ -232,6 +171,8 @@ class Optimization(Frozen):
     """Steps of the learning rate's linear warm-up."""
     global_batch_size: int = Field(2048, ge=1)
     """Images per optimizer step over all ranks."""
+    accumulation_steps: int = Field(1, ge=1)
+    """Parts that a rank's share of the batch is computed in, one after the other."""
     base_learning_rate: float = Field(0.004, gt=0)
     """Learning rate at a global batch of 1024 images; scaled by the square root of the batch."""
     final_learning_rate: float = Field(1e-6, ge=0)
@@ -266,13 +207,15 @@ class Optimization(Frozen):
         return self
 
 
-class Checkpoints(Frozen):
-    """When the resumable state is written and how much of it stays."""
+class HeadWarmup(Frozen):
+    """Steps at the start in which heads learn on a backbone that does not move.
 
-    every_steps: int = Field(3750, ge=1)
-    """Steps between two checkpoints; the last step always writes one."""
-    keep_last: int = Field(3, ge=1)
-    """Newest checkpoints that stay on disk."""
+    For starting weights without heads: gradients of random heads would spoil the backbone. Every
+    schedule runs on, so that the backbone joins at the learning rate of that step.
+    """
+
+    num_steps: int = Field(ge=1)
+    """Length of the warm-up; longer than optimization.freeze_prototypes_steps."""
 
 
 class TrainingConfig(Frozen):
@@ -281,20 +224,35 @@ class TrainingConfig(Frozen):
     seed: int = Field(0, ge=0)
     """Of weights, order, crops, masks and dropped paths."""
     backbone: Backbone
+    """Vision transformer of student and teacher."""
     crops: Crops = Crops()
+    """Augmentation."""
     masking: Masking = Masking()
+    """Masks of the student's global crops."""
     dino: DinoObjective
+    """Objective of the cls token."""
     ibot: IbotObjective
+    """Objective of the masked patches."""
     koleo: KoleoObjective | None = KoleoObjective()
     """Left out when null."""
     centering: Centering = SinkhornKnopp()
+    """How teacher scores become targets."""
     student_temperature: float = Field(0.1, gt=0)
     """Softmax temperature of the student."""
     teacher: Teacher = Teacher()
+    """Schedules of the teacher."""
     optimization: Optimization = Optimization()
+    """Batch, learning rate, weight decay."""
+    head_warmup: HeadWarmup | None = None
+    """Freezes the backbone first; needed when the starting weights have no heads."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Compute type of backbone and heads; master weights, losses and Sinkhorn stay fp32."""
+    execution: Execution = Execution()
+    """No part of the run's identity, as checkpoints and guards."""
     checkpoints: Checkpoints = Checkpoints()
+    """When the state is written and what stays."""
+    guards: Guards = Guards()
+    """What happens when the run goes wrong."""
 
     @model_validator(mode="after")
     def _crops_divide(self) -> Self:
@@ -315,11 +273,24 @@ class TrainingConfig(Frozen):
             )
         return self
 
+    @model_validator(mode="after")
+    def _head_warmup_fits(self) -> Self:
+        if self.head_warmup is None:
+            return self
+        steps, optimization = self.head_warmup.num_steps, self.optimization
+        frozen, last = optimization.freeze_prototypes_steps, optimization.num_steps
+        if not frozen < steps < last:
+            raise ValueError(
+                f"head_warmup.num_steps {steps} is not between {frozen} and {last}; choose more "
+                "than optimization.freeze_prototypes_steps, less than optimization.num_steps"
+            )
+        return self
+
     def at_high_resolution(self, phase: HighResolution) -> TrainingConfig:
         """The same objective for fewer steps on larger crops, every schedule compressed.
 
         arXiv:2304.07193 B.2: same procedure and hyper-parameters, schedules compressed into the
-        phase's steps, a lower base learning rate.
+        phase's steps, a lower base learning rate. Heads come with the teacher: no head warm-up.
         """
         old = self.optimization
         ratio = phase.num_steps / old.num_steps
@@ -345,15 +316,13 @@ class TrainingConfig(Frozen):
                 "local_crop_size_pixels": phase.local_crop_size_pixels,
             }
         )
-        checkpoints = self.checkpoints.model_copy(
-            update={"every_steps": max(1, compressed(self.checkpoints.every_steps))}
-        )
         changed = self.model_copy(
             update={
                 "optimization": optimization,
+                "head_warmup": None,
                 "teacher": teacher,
                 "crops": crops,
-                "checkpoints": checkpoints,
+                "checkpoints": self.checkpoints.compressed(ratio),
             }
         )
         return TrainingConfig.model_validate_json(changed.model_dump_json())

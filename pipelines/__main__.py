@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--workdir", type=Path, required=True, help="everything is written here")
     run.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess")
     run.add_argument("--no-cache", action="store_true", help="do finished stages again")
+    run.add_argument(
+        "--profile", type=int, default=0, metavar="N", help="trace N steps of each training stage"
+    )
     run.set_defaults(command=_run)
 
     embed = commands.add_parser("embed", help="embed images with a registered teacher")
@@ -79,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI")
     embed.add_argument("--batch-size", type=int, default=64)
     embed.set_defaults(command=_embed, spec=None)
+
+    export = commands.add_parser("export", help="write a registered teacher for another program")
+    export.add_argument("--model", required=True, help="such as models:/NAME@champion")
+    export.add_argument("--format", required=True, choices=("timm", "huggingface"))
+    export.add_argument("-o", "--output", type=Path, required=True, help="directory to write")
+    export.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI")
+    export.set_defaults(command=_export, spec=None)
     return parser
 
 
@@ -158,6 +168,7 @@ def _run(args: argparse.Namespace) -> int:
         workdir=args.workdir,
         runner=args.runner,
         use_cache=not args.no_cache,
+        profile_steps=args.profile,
         watch=partial(_watch_live, screen) if live else _watch_plainly,
         on_line=(lambda _: None) if live else screen.out,
     )
@@ -207,6 +218,16 @@ def _embed(args: argparse.Namespace) -> int:
     )
     note = f"; {skipped} unreadable files have no embedding" if skipped else ""
     _say(f"wrote {count} rows to {args.output}{note}")
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from pipelines.export import export_teacher
+
+    checked = export_teacher(
+        args.model, target=args.format, directory=args.output, tracking_uri=args.tracking_uri
+    )
+    _say(f"wrote {args.output}; {checked}")
     return 0
 
 

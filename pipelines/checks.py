@@ -8,8 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from components.curate.config import TimmEmbedding, TorchScriptEmbedding
-from components.runtime.storage import StorageError, is_remote, open_source
+from components.runtime.storage import StorageError, find_object, is_remote, open_source
 from components.runtime.tracking import TrackingUnreachable, check_reachable
+from components.train.config import is_weights_file
 from pipelines.problems import Problem
 from pipelines.spec import PipelineSpec
 
@@ -98,19 +99,33 @@ def _file_problems(spec: PipelineSpec) -> list[Problem]:
             places.append(("curate.embedding.path", path))
         case _:
             pass
-    if spec.pretrain.initial_weights and not is_remote(spec.pretrain.initial_weights):
-        places.append(("pretrain.initial_weights", spec.pretrain.initial_weights))
+    weights = spec.pretrain.initial_weights
+    if is_weights_file(weights):
+        places.append(("pretrain.initial_weights", weights))
     problems = [
         Problem(path=path, value=place, message="does not exist; name an existing file")
         for path, place in places
         if not Path(place).is_file()
     ]
     if isinstance(embedding, TimmEmbedding):
-        problems += _timm_problems(embedding.name)
-    return problems
+        problems += _timm_problems(embedding.name, path="curate.embedding.name")
+    return [*problems, *_weights_problems(weights)]
 
 
-def _timm_problems(name: str) -> list[Problem]:
+def _weights_problems(source: str) -> list[Problem]:
+    """Problems with starting weights elsewhere; a registry is asked when the stage starts."""
+    path = "pretrain.initial_weights"
+    if source.startswith("timm:"):
+        return _timm_problems(source.removeprefix("timm:"), path=path)
+    try:
+        if is_remote(source):
+            find_object(source)
+    except StorageError as error:
+        return [Problem(path=path, value=None, message=str(error))]
+    return []
+
+
+def _timm_problems(name: str, *, path: str) -> list[Problem]:
     import timm  # takes seconds, and few specs name a model of it
 
     is_model: Callable[[str], bool] = timm.is_model
@@ -119,7 +134,7 @@ def _timm_problems(name: str) -> list[Problem]:
     known = timm.list_models(f"*{name.split('.')[0][:8]}*")[:5]
     return [
         Problem(
-            path="curate.embedding.name",
+            path=path,
             value=name,
             message=f"is not a model of timm; for example {', '.join(known) or 'resnet50'}",
         )

@@ -29,7 +29,7 @@ def build(spec: PipelineSpec, *, context: str) -> GraphComponent:
     def dinov2(
         context: str = context,
         curate_config: str = spec.curate_stage.model_dump_json(),
-        pretrain_config: str = spec.pretrain.model_dump_json(),
+        pretrain_config: str = spec.pretrain_stage.model_dump_json(),
         finetune_config: str = spec.finetune_stage.model_dump_json(),
         evaluate_config: str = spec.evaluate_stage.model_dump_json(),
         register_config: str = spec.registry.model_dump_json(),

@@ -38,7 +38,7 @@ def embed_images(
     try:
         source = open_source(images)
         items = source.objects()
-        predict = load_embedder(model_uri, tracking_uri=_tracking_uri(tracking_uri))
+        predict = load_embedder(model_uri, tracking_uri=chosen_tracking_uri(tracking_uri))
     except (StorageError, TrackingUnreachable) as error:
         raise ValueError(str(error)) from error
     if not items:
@@ -81,7 +81,7 @@ def _embed_chunk(
         return rows, errors
 
 
-def _tracking_uri(given: str) -> str:
+def chosen_tracking_uri(given: str) -> str:
     """The store that was named, else the environment's, else the only one below runs/."""
     named = given or os.environ.get("MLFLOW_TRACKING_URI", "")
     if named:

@@ -70,7 +70,9 @@ def claimed_workdir(workdir: Path) -> Iterator[None]:
         yield
 
 
-def context_for(spec: PipelineSpec, *, workdir: Path, use_cache: bool) -> RunContext:
+def context_for(
+    spec: PipelineSpec, *, workdir: Path, use_cache: bool, profile_steps: int = 0
+) -> RunContext:
     """The context of a run: a new identity, or that of the same run if it did not finish."""
     spec_sha256 = digest_of(spec)
     identity = digest_of({"spec": spec_sha256, "use_cache": use_cache})
@@ -88,6 +90,7 @@ def context_for(spec: PipelineSpec, *, workdir: Path, use_cache: bool) -> RunCon
         experiment=spec.tracking.experiment,
         use_cache=use_cache,
         spec_sha256=spec_sha256,
+        profile_steps=profile_steps,
     )
     _remember(context, identity=identity, status="running")
     return context
@@ -104,6 +107,7 @@ def run_locally(
     workdir: Path,
     runner: Runner,
     use_cache: bool,
+    profile_steps: int = 0,
     watch: Callable[[RunContext, threading.Event], None],
     on_line: Callable[[str], None],
 ) -> LocalRun:
@@ -114,6 +118,7 @@ def run_locally(
         workdir: Everything is written below it.
         runner: Host processes, or containers of the spec's image.
         use_cache: Whether finished stages are taken over.
+        profile_steps: Steps of each training stage that still has some to trace; 0 traces none.
         watch: Called on this thread while the pipeline runs; returns when the event is set.
         on_line: Called with every line that a stage prints.
 
@@ -126,7 +131,9 @@ def run_locally(
     check_reachable(spec.tracking.uri)
     with claimed_workdir(workdir):
         chosen = _docker_runner(spec, workdir) if runner == "docker" else _host_runner()
-        context = context_for(spec, workdir=workdir, use_cache=use_cache)
+        context = context_for(
+            spec, workdir=workdir, use_cache=use_cache, profile_steps=profile_steps
+        )
         package = workdir / "pipeline.yaml"
         compile_pipeline(spec, context=context.model_dump_json(), path=package)
         tracker = Tracker(context)
@@ -227,6 +234,7 @@ def _host_runner() -> local.SubprocessRunner:
     handler.SubprocessTaskHandler.validate_image = lambda *_: None
     handler.replace_python_executable = _with_this_python
     os.environ["DINOPIPE_DIE_WITH_PARENT"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning starves others on a busy machine
     return local.SubprocessRunner(use_venv=False)
 
 

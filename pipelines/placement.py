@@ -27,10 +27,15 @@ class StageResources(Frozen):
     """Resources of each stage."""
 
     curate: Resources = Resources()
+    """Of the stage that curates."""
     pretrain: Resources = Resources()
+    """Of the stage that pretrains."""
     finetune: Resources = Resources()
+    """Of the stage that trains at high resolution."""
     evaluate: Resources = Resources()
+    """Of the stage that evaluates."""
     registry: Resources = Resources()
+    """Of the stage that registers."""
 
 
 def place(task: PipelineTask, *, resources: Resources, image: str) -> None:

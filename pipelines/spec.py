@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
@@ -13,8 +14,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from components.curate.config import CurateSettings, CurateStage, Images
 from components.evaluate.config import EvaluateSettings, EvaluateStage, EvaluationSet
 from components.register.config import RegisterStage
-from components.train.config import TrainStage
-from dinov2_core.config import Frozen, HighResolution
+from components.train.config import Probe, TrainStage, is_weights_file
+from dinov2_core.config import Frozen, HighResolution, TrainingConfig
 from pipelines.placement import StageResources
 from pipelines.problems import Problem, SpecError, problems_of
 
@@ -160,10 +161,29 @@ class PipelineSpec(Frozen):
         )
 
     @property
+    def pretrain_stage(self) -> TrainStage:
+        """Settings of the second stage.
+
+        Without a probe of its own it gets one of the first evaluation set's train images, so that
+        no test image is looked at.
+        """
+        probe = self._probe(self.pretrain.learning)
+        return self.pretrain.model_copy(update={"probe": probe})
+
+    @property
     def finetune_stage(self) -> TrainStage:
         """Settings of the third stage, with the schedules compressed."""
         learning = self.pretrain.learning.at_high_resolution(self.finetune)
-        return TrainStage(learning=learning, topology=self.pretrain.topology)
+        return TrainStage(
+            learning=learning, topology=self.pretrain.topology, probe=self._probe(learning)
+        )
+
+    def _probe(self, learning: TrainingConfig) -> Probe | None:
+        """The given probe, or one of an evaluation set's train images as often as checkpoints."""
+        if self.pretrain.probe is not None or not self.evaluation_sets:
+            return self.pretrain.probe
+        every_steps = learning.checkpoints.every_steps
+        return Probe(train=self.evaluation_sets[0].train, every_steps=every_steps)
 
     @property
     def evaluate_stage(self) -> EvaluateStage:
@@ -188,7 +208,10 @@ class PipelineSpec(Frozen):
             curate = curate.model_copy(update={"seed_retrieval": seeds})
         weights = self.pretrain.initial_weights
         pretrain = self.pretrain.model_copy(
-            update={"initial_weights": root(weights) if weights else ""}
+            update={
+                "initial_weights": root(weights) if is_weights_file(weights) else weights,
+                "probe": self._rooted_probe(root),
+            }
         )
         return self.model_copy(
             update={
@@ -198,6 +221,13 @@ class PipelineSpec(Frozen):
                 "pretrain": pretrain,
             }
         )
+
+    def _rooted_probe(self, root: Callable[[str], str]) -> Probe | None:
+        probe = self.pretrain.probe
+        if probe is None:
+            return None
+        test = root(probe.test) if probe.test else ""
+        return probe.model_copy(update={"train": root(probe.train), "test": test})
 
 
 def load_spec(path: Path) -> PipelineSpec:

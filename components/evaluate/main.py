@@ -184,6 +184,8 @@ class _Evaluation:
                 train=self._features(backbone, train, preprocessing, f"{task}: train features"),
                 test=self._features(backbone, test, preprocessing, f"{task}: test features"),
             )
+            if subject == "pixels":
+                measured = _without_equal_channels(measured, len(preprocessing.mean))
             scores = self._scores(measured, train, test, task=task)
             suffix = "" if subject == "teacher" else f"_{subject}"
             metrics |= {f"{item.name}/{name}{suffix}": value for name, value in scores.items()}
@@ -318,6 +320,14 @@ class _Evaluation:
             self._pixels(images), patches=tokens.patches.float().cpu(), grid_height=grid
         )
         self.drawn["patch_components.png"] = pictures.png_bytes(figure)
+
+
+def _without_equal_channels(pixels: Measured, num_channels: int) -> Measured:
+    """Raw pixels of gray images once instead of once per channel; angles stay as they are."""
+    halves = [(half, half.chunk(num_channels, dim=1)) for half in (pixels.train, pixels.test)]
+    if all(torch.equal(part, parts[0]) for _, parts in halves for part in parts):
+        return Measured(train=halves[0][1][0], test=halves[1][1][0])
+    return pixels
 
 
 def _spread(total: int, wanted: int) -> list[int]:

@@ -26,6 +26,8 @@ class RunContext(Frozen):
     """Whether a finished stage with the same inputs and settings is taken over."""
     spec_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     """Digest of the spec that the run was started from."""
+    profile_steps: int = Field(0, ge=0)
+    """Steps of each training stage that a profiler records; no part of a result's identity."""
 
     @property
     def root(self) -> Path:

@@ -50,6 +50,20 @@ class MetricSpool:
         if step > self._sent:
             self._waiting.append((step, values))
 
+    def rewind(self, step: int) -> None:
+        """Forget a step and those after it, which will be taken anew.
+
+        Only on disk and among what waits: what MLflow has it keeps, and it is not sent the new
+        values of those steps.
+        """
+        self._file.close()
+        kept = [row for row in self._rows() if row[0] < step]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.replace(self._path)
+        self._waiting = [row for row in self._waiting if row[0] < step]
+        self._file = self._path.open("a", encoding="utf-8")
+
     def flush(self) -> bool:
         """Write to disk and send what waits; whether everything arrived."""
         self._file.flush()

@@ -12,7 +12,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.utils.logging_utils import disable_logging
 from numpy.typing import NDArray
@@ -102,6 +102,60 @@ class Registry:
         client.set_registered_model_alias(self.model_name, alias, str(version))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherFiles:
+    """A registered teacher on this machine."""
+
+    weights: Path
+    """Safetensors file of the backbone."""
+    config: Path
+    """JSON with architecture and preprocessing."""
+
+
+def fetch_teacher(model_uri: str, *, tracking_uri: str, directory: Path) -> TeacherFiles:
+    """Bring the files of a registered teacher into a directory.
+
+    Args:
+        model_uri: Such as `models:/NAME@champion`.
+        tracking_uri: Server or store that holds the model.
+        directory: Taken over by the model's files.
+
+    Raises:
+        TrackingUnreachable: The server does not answer.
+        ValueError: There is no such model, or it is no teacher of this program.
+    """
+    _connect(tracking_uri)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        root = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=str(directory)))
+        flavor = Model.load(str(root)).flavors.get("python_function", {})
+    except MlflowException as error:
+        raise _not_there(model_uri, tracking_uri, error) from error
+    artifacts = flavor.get("artifacts", {})
+    if not {"weights", "config"} <= set(artifacts):
+        raise ValueError(
+            f"model {model_uri} has no artifacts `weights` and `config`, so it is no teacher that "
+            "dinopipe registered; name another model"
+        )
+    return TeacherFiles(
+        weights=root / artifacts["weights"]["path"], config=root / artifacts["config"]["path"]
+    )
+
+
+def _connect(tracking_uri: str) -> None:
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    check_reachable(tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+
+
+def _not_there(model_uri: str, tracking_uri: str, error: MlflowException) -> ValueError:
+    return ValueError(
+        f"model {model_uri} is not in {tracking_uri} ({error.message}); check the name, the "
+        f"alias and the tracking URI (--tracking-uri, or tracking.uri in a spec)"
+    )
+
+
 Predict = Callable[[list[bytes], int], NDArray[np.float32]]
 
 
@@ -116,18 +170,12 @@ def load_embedder(model_uri: str, *, tracking_uri: str) -> Predict:
         TrackingUnreachable: The server does not answer.
         ValueError: There is no such model.
     """
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    check_reachable(tracking_uri)
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
+    _connect(tracking_uri)
     try:
         model = mlflow.pyfunc.load_model(model_uri)
     except MlflowException as error:
-        raise ValueError(
-            f"model {model_uri} is not in {tracking_uri} ({error.message}); check the name, the "
-            f"alias and --tracking-uri"
-        ) from error
+        raise _not_there(model_uri, tracking_uri, error) from error
 
     def predict(images: list[bytes], batch_size: int) -> NDArray[np.float32]:
         embeddings: NDArray[np.float32] = model.predict(images, params={"batch_size": batch_size})

@@ -203,13 +203,54 @@ def open_source(uri: str) -> ObjectSource:
         is_table = uri.endswith(".parquet") and not globbing.has_magic(uri)
         return ParquetSource(Path(uri)) if is_table else LocalSource(pattern=uri)
     parts = urlsplit(uri)
+    prefix = parts.path.lstrip("/")
+    folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
+    return S3Source(bucket=parts.netloc, prefix=folder, client=_s3_client())
+
+
+def find_object(uri: str) -> StoredObject:
+    """Size and etag of the one object that an s3:// URI names.
+
+    Raises:
+        StorageError: There is no such object, or as for `S3Source.objects`.
+    """
+    parts = urlsplit(uri)
+    key = parts.path.lstrip("/")
+    try:
+        head = _s3_client().head_object(Bucket=parts.netloc, Key=key)
+    except (BotoCoreError, ClientError) as error:
+        raise _explained(error, uri) from error
+    return StoredObject(key=key, uri=uri, size_bytes=head["ContentLength"], etag=head["ETag"])
+
+
+def fetch_object(uri: str, *, directory: Path) -> Path:
+    """Bring the object of an s3:// URI into a directory; done once for each content.
+
+    Returns:
+        The file, named by the object's etag and with its suffix.
+
+    Raises:
+        StorageError: As for `find_object`.
+    """
+    item = find_object(uri)
+    path = directory / f"{item.etag.strip(chr(34))}{Path(item.key).suffix}"
+    if path.exists():
+        return path
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _s3_client().download_file(urlsplit(uri).netloc, item.key, str(partial))
+    except (BotoCoreError, ClientError) as error:
+        partial.unlink(missing_ok=True)
+        raise _explained(error, uri) from error
+    return partial.replace(path)
+
+
+def _s3_client() -> Any:
     settings = Config(
         retries={"max_attempts": 5, "mode": "standard"}, connect_timeout=5, read_timeout=30
     )
-    prefix = parts.path.lstrip("/")
-    folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
-    client = boto3.Session().client("s3", config=settings)
-    return S3Source(bucket=parts.netloc, prefix=folder, client=client)
+    return boto3.Session().client("s3", config=settings)
 
 
 def _explained(error: BotoCoreError | ClientError, uri: str) -> StorageError:

@@ -141,6 +141,10 @@ class StageRun:
             path.write_bytes(png)
             self.client.log_artifact(self.run_id, str(path), "figures")
 
+    def log_file(self, path: Path, *, folder: str) -> None:
+        """Log a file under a folder of the run's artifacts; empty is their root."""
+        self.client.log_artifact(self.run_id, str(path), folder or None)
+
     def log_text(self, name: str, text: str) -> None:
         """Log a small text artifact."""
         self.client.log_text(self.run_id, text, name)

@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from dinov2_core.config import Frozen, TrainingConfig
 
+WEIGHT_SOURCES = {
+    "s3://BUCKET/KEY": r"s3://[^/]+/.*[^/]",
+    "timm:NAME.TAG": r"timm:[\w-]+\.[\w.-]+",
+    "models:/NAME@ALIAS": r"models:/[^/@]+@[^/@]+",
+    "models:/NAME/VERSION": r"models:/[^/@]+/\d+",
+}
+"""Starting weights that are not a path, and how each is written."""
+
+
+def is_weights_file(source: str) -> bool:
+    """Whether starting weights are named by a path on this machine."""
+    return bool(source) and not source.startswith(("s3://", "timm:", "models:/"))
+
 
 class Topology(Frozen):
-    """Processes that train together; each holds one shard of the model (FSDP)."""
+    """Processes that train together; each holds a shard of the model (FSDP)."""
 
     num_nodes: int = Field(1, ge=1)
     """Machines or pods."""
     processes_per_node: int = Field(1, ge=1)
     """Ranks on each, one per GPU where there are GPUs."""
+    num_replicas: int = Field(1, ge=1)
+    """Copies of the model; each is split over world_size / num_replicas neighbouring ranks. More
+    than 1 keeps the gathering of parameters inside a node (hybrid sharding)."""
     threads_per_process: int = Field(2, ge=1)
     """CPU threads of each rank for arithmetic."""
     loader_threads: int = Field(2, ge=1)
@@ -26,6 +43,41 @@ class Topology(Frozen):
         """Ranks in all."""
         return self.num_nodes * self.processes_per_node
 
+    @model_validator(mode="after")
+    def _replicas_divide_world(self) -> Self:
+        if self.world_size % self.num_replicas:
+            raise ValueError(
+                f"num_replicas {self.num_replicas} does not divide {self.world_size} ranks "
+                f"(num_nodes {self.num_nodes} x processes_per_node {self.processes_per_node}); "
+                f"choose a divisor of {self.world_size}"
+            )
+        return self
+
+
+class Probe(Frozen):
+    """A small labelled set on which the teacher is measured while it trains.
+
+    It changes nothing that is learned.
+    """
+
+    train: str
+    """Labelled images: a folder with one folder per class, or a Parquet file with the columns
+    image and label."""
+    test: str = ""
+    """Images to classify, of the same form; empty holds out every fifth image of `train`."""
+    every_steps: int = Field(1000, ge=1)
+    """Steps between two measurements; the last step is measured as well."""
+    max_train_images: int = Field(1000, ge=2)
+    """Labelled images used, evenly chosen."""
+    max_test_images: int = Field(500, ge=1)
+    """Images classified, evenly chosen."""
+    num_neighbours: int = Field(10, ge=1)
+    """Neighbours that vote, all images where there are fewer; arXiv:2304.07193 reports the best
+    of 10, 20, 100 and 200."""
+    min_top1: float = Field(0.0, ge=0, le=1)
+    """Least share classified rightly; less is a sign of collapse, treated as
+    learning.guards.collapse.action says. 0 never warns."""
+
 
 class TrainStage(Frozen):
     """One training phase."""
@@ -35,8 +87,32 @@ class TrainStage(Frozen):
     topology: Topology = Topology()
     """Where."""
     initial_weights: str = ""
-    """Safetensors file with a teacher to start from; empty starts from the given checkpoint
-    manifest, or from random weights where there is none."""
+    """Teacher to start from: a file (a DINOv2 release or checkpoint, timm's or Hugging Face's
+    safetensors, a teacher of this program), an s3:// path of one, timm:NAME.TAG, or
+    models:/NAME@ALIAS of the run's tracking store. Empty starts from the given checkpoint manifest,
+    or from random weights where there is none."""
+    probe: Probe | None = None
+    """Measures the teacher now and then; not at all when null."""
+
+    @field_validator("initial_weights")
+    @classmethod
+    def _source_is_known(cls, source: str) -> str:
+        has_scheme = re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", source) is not None
+        if has_scheme and not any(re.fullmatch(form, source) for form in WEIGHT_SOURCES.values()):
+            raise ValueError(
+                f"{source} is neither a path nor of the form {', '.join(WEIGHT_SOURCES)}; "
+                "download other addresses first and name the file"
+            )
+        return source
+
+    @model_validator(mode="after")
+    def _warmup_has_weights(self) -> Self:
+        if self.learning.head_warmup is not None and not self.initial_weights:
+            raise ValueError(
+                "learning.head_warmup freezes the backbone, which is random without starting "
+                "weights; set initial_weights, or leave head_warmup out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _world_divides_batch(self) -> Self:
@@ -47,5 +123,12 @@ class TrainStage(Frozen):
                 f"ranks (topology.num_nodes {self.topology.num_nodes} x "
                 f"topology.processes_per_node {self.topology.processes_per_node}); "
                 f"choose a multiple of {world}"
+            )
+        parts = self.learning.optimization.accumulation_steps
+        if batch % (world * parts):
+            raise ValueError(
+                f"learning.optimization.global_batch_size {batch} is not divisible by {world} "
+                f"ranks x learning.optimization.accumulation_steps {parts}; choose a multiple of "
+                f"{world * parts}, or fewer parts"
             )
         return self

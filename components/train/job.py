@@ -35,7 +35,7 @@ class Job(Frozen):
     shards: str
     """Directory of the images."""
     starting_weights: str = ""
-    """Exported teacher to start from; empty starts from random weights."""
+    """File of a teacher to start from; empty starts from random weights."""
     mlflow_run_id: str
     """Run that rank 0 logs to."""
 
@@ -58,6 +58,26 @@ class Job(Frozen):
     def metrics(self) -> Path:
         """File with one line of metrics per step."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def starting_report(self) -> Path:
+        """File that says what became of the starting weights, a summary on its first line."""
+        return self.root / "starting_weights.txt"
+
+    @property
+    def health(self) -> Path:
+        """Directory of the health page and its figures."""
+        return self.root / "health"
+
+    @property
+    def trace(self) -> Path:
+        """File of the profiler's trace."""
+        return self.root / "trace.json.gz"
+
+    @property
+    def diagnosis(self) -> Path:
+        """File that says which numbers of which images were not finite."""
+        return self.root / "diagnosis.json"
 
     @property
     def file(self) -> Path:

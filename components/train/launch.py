@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import get_args
 
+from components.runtime.context import RunContext
 from components.runtime.manifests import (
     CheckpointManifest,
     DatasetManifest,
@@ -25,6 +26,7 @@ from components.runtime.stage import (
     Stage,
     StageFailed,
     Workplace,
+    context_of,
     run_stage,
     stage_parser,
 )
@@ -73,6 +75,7 @@ def _prepare(args: argparse.Namespace) -> Stage[CheckpointManifest]:
         config=TrainStage.model_validate_json(args.config),
         dataset=DatasetManifest.read(args.dataset),
         pretrained=CheckpointManifest.read(args.pretrained) if args.pretrained else None,
+        context=context_of(args),
     )
 
 
@@ -87,11 +90,14 @@ def _stage(
     config: TrainStage,
     dataset: DatasetManifest,
     pretrained: CheckpointManifest | None,
+    context: RunContext,
 ) -> Stage[CheckpointManifest]:
     """The work of a phase and what identifies it."""
     _check(config, dataset=dataset)
-    weights = _starting_weights(config, pretrained=pretrained)
-    learning = config.learning.model_dump(mode="json", exclude={"checkpoints"})
+    weights = _starting_weights(config, pretrained=pretrained, context=context)
+    learning = config.learning.model_dump(
+        mode="json", exclude={"checkpoints", "execution", "guards"}
+    )
 
     def work(place: Workplace) -> CheckpointManifest:
         return _train(phase, config=config, dataset=dataset, weights=weights, place=place)
@@ -114,7 +120,8 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
     """Refuse what cannot train, before anything is started.
 
     Raises:
-        ValueError: More nodes than one, or more images in a batch than in the data set.
+        ValueError: More nodes than one, more images in a batch than in the data set, or a probe
+            whose images do not exist.
     """
     if config.topology.num_nodes > 1:
         raise ValueError(
@@ -127,15 +134,33 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
             f"learning.optimization.global_batch_size {batch} is more than the {dataset.num_kept} "
             f"images that curation kept; choose at most {dataset.num_kept}, or give more images"
         )
+    probe = config.probe
+    for place in (probe.train, probe.test) if probe else ():
+        if place and not Path(place).exists():
+            raise ValueError(
+                f"probe images {place} do not exist; set pretrain.probe to an existing folder or "
+                "Parquet file, or leave it out"
+            )
 
 
-def _starting_weights(config: TrainStage, *, pretrained: CheckpointManifest | None) -> str:
+def _starting_weights(
+    config: TrainStage, *, pretrained: CheckpointManifest | None, context: RunContext
+) -> str:
     """File of the teacher to start from; empty for random weights."""
-    path = config.initial_weights or (pretrained.teacher_uri if pretrained else "")
+    if config.initial_weights:
+        from components.train.starting_weights import fetch_weights  # most runs fetch nothing
+
+        fetched = fetch_weights(
+            config.initial_weights,
+            directory=context.root / "weights",
+            tracking_uri=context.resolved_tracking_uri,
+        )
+        return str(fetched)
+    path = pretrained.teacher_uri if pretrained else ""
     if path and not Path(path).is_file():
-        source = "initial_weights" if config.initial_weights else "the pretrained manifest"
         raise ValueError(
-            f"weights {path} named by {source} do not exist; name an existing safetensors file"
+            f"weights {path} named by the pretrained manifest do not exist; run the stage before "
+            "again"
         )
     return path
 
@@ -203,7 +228,9 @@ def run_ranks(job: Job, *, lock: int) -> Result:
     job.file.write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
     process = subprocess.Popen(
         _command(job),
-        env=os.environ | {"OMP_NUM_THREADS": str(job.stage.topology.threads_per_process)},
+        env={"KINETO_LOG_LEVEL": "99"}  # the profiler talks to standard error
+        | os.environ
+        | {"OMP_NUM_THREADS": str(job.stage.topology.threads_per_process)},
         pass_fds=(lock,),
         start_new_session=True,
     )

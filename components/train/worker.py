@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
@@ -18,7 +19,6 @@ import torch
 from components.runtime.logging import set_up_logging
 from components.runtime.manifests import write_atomically
 from components.runtime.processes import die_with_parent
-from components.runtime.progress import Reporter
 from components.train.job import (
     PREEMPTED,
     Job,
@@ -27,12 +27,12 @@ from components.train.job import (
     result_file,
     write_failure,
 )
+from components.train.observation import Collapsed, Observer
 from dinov2_core.data.decoding import UnreadableImage
-from dinov2_core.distributed.mesh import process_group
+from dinov2_core.distributed.mesh import Ranks, process_group
+from dinov2_core.training.guard_state import NonFiniteLoss
 from dinov2_core.training.loop import TrainingRun
-from dinov2_core.training.step_report import NonFiniteLoss, StepReport
 
-LOSS_TERMS = ("total", "dino_local", "dino_global", "ibot", "koleo")
 MEAN_STEPS = 50
 """Throughput is the mean over at most this many last steps."""
 
@@ -49,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = Job.model_validate_json(args.job.read_text(encoding="utf-8"))
     try:
         return _train(job, stop=stop)
-    except (ValueError, NonFiniteLoss, UnreadableImage) as error:
+    except (ValueError, NonFiniteLoss, Collapsed, UnreadableImage) as error:
+        if isinstance(error, NonFiniteLoss):
+            write_atomically(job.diagnosis, json.dumps(asdict(error.diagnosis), indent=2) + "\n")
         _tell(job, error, can_be_fixed=True)
         return 2
     except Exception as error:
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(job: Job, *, stop: threading.Event) -> int:
     torch.set_num_threads(job.stage.topology.threads_per_process)
-    with process_group() as ranks:
+    with process_group(num_replicas=job.stage.topology.num_replicas) as ranks:
         if not ranks.is_main_rank:
             logging.disable(logging.WARNING)
         run = TrainingRun(
@@ -68,65 +70,44 @@ def _train(job: Job, *, stop: threading.Event) -> int:
             checkpoints=job.checkpoints,
             starting_weights=Path(job.starting_weights) if job.starting_weights else None,
         )
-        steps = run.steps(
-            shards=Path(job.shards),
-            loader_threads=job.stage.topology.loader_threads,
-            should_stop=stop.is_set,
-        )
-        if ranks.is_main_rank:
-            _record(steps, job=job, first_step=run.first_step)
-        else:
-            deque(steps, maxlen=0)
+        if ranks.is_main_rank and run.starting_report is not None:
+            report = run.starting_report
+            source = job.stage.initial_weights or job.starting_weights
+            told = f"{source}: {report.summary}\n\n{report.text()}"
+            write_atomically(job.starting_report, told)
+        if not run.is_finished:
+            _follow(run, job=job, ranks=ranks, should_stop=stop.is_set)
         sha256 = run.export_teacher(job.teacher) if run.is_finished else ""
         if ranks.is_main_rank:
             _write_result(job, run=run, sha256=sha256)
         return 0 if run.is_finished else PREEMPTED
 
 
-def _record(steps: Iterable[StepReport], *, job: Job, first_step: int) -> None:
-    """Take the steps; metrics are safe before the checkpoint that follows them exists."""
-    from components.train.recorder import open_recorder  # MLflow only on the main rank
-
-    progress = Reporter(job.context.progress_directory / f"{job.phase}.json", stage=job.phase)
-    num_steps = job.stage.learning.optimization.num_steps
-    rates: deque[float] = deque(maxlen=MEAN_STEPS)
-    with open_recorder(job, first_step=first_step) as recorder:
+def _follow(run: TrainingRun, *, job: Job, ranks: Ranks, should_stop: Callable[[], bool]) -> None:
+    """Take the steps and look at the teacher in between, on every rank; the main rank records."""
+    steps = run.steps(
+        shards=Path(job.shards),
+        loader_threads=job.stage.topology.loader_threads,
+        should_stop=should_stop,
+    )
+    observer = Observer(job, run=run, ranks=ranks)
+    if not ranks.is_main_rank:
         for report in steps:
-            recorder.add(report.step, metrics_of(report))
-            rates.append(report.images_per_second)
-            progress(
-                "training",
-                report.step + 1,
-                num_steps,
-                unit="step",
-                rate=fmean(rates),
-                detail=f"loss {report.losses['total']:.2f}",
-            )
+            observer(report)
             if report.writes_checkpoint:
-                recorder.flush()
+                observer.patches_of_pictured()
+        return
+    from components.train.record import Record  # MLflow and pictures only on the main rank
 
-
-def metrics_of(report: StepReport) -> dict[str, float]:
-    """Everything about a step under the names that MLflow shows."""
-    return {
-        **{f"loss/{name}": report.losses[name] for name in LOSS_TERMS},
-        "teacher/entropy": report.losses["teacher_entropy"],
-        "teacher/prototype_usage": report.losses["prototype_usage"],
-        "teacher/momentum": report.schedule.teacher_momentum,
-        "teacher/temperature": report.schedule.teacher_temperature,
-        **{f"gradient_norm/{name}": norm for name, norm in report.gradient_norms.items()},
-        "schedule/learning_rate": report.schedule.learning_rate,
-        "schedule/weight_decay": report.schedule.weight_decay,
-        "speed/images_per_second": report.images_per_second,
-        "speed/step_seconds": report.seconds,
-        "speed/data_seconds": report.data_seconds,
-    }
+    with Record(job, observer=observer, first_step=run.first_step) as record:
+        record.take(steps, observer=observer)
 
 
 def _write_result(job: Job, *, run: TrainingRun, sha256: str) -> None:
     """Leave the numbers for the launcher; they come from the disk, where earlier attempts are."""
     rows = last_rows(job.metrics, MEAN_STEPS)
-    losses = {k: v for k, v in rows[-1].items() if k.startswith("loss/")} if rows else {}
+    taken = [row for row in rows if "loss/total" in row]  # a skipped step may have no loss
+    losses = {k: v for k, v in taken[-1].items() if k.startswith("loss/")} if taken else {}
     result = Result(
         is_finished=run.is_finished,
         step=run.num_steps_done,

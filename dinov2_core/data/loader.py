@@ -132,6 +132,17 @@ class PretrainLoader:
             num_masked=len(masks.masked_indices),
         )
 
+    def image_names(self, step: int, *, rank: int) -> tuple[str, ...]:
+        """Sha256 of the images of any step and rank, in the order of the batch."""
+        positions = rank_positions(
+            step=step,
+            global_batch_size=self._global_batch_size,
+            rank=rank,
+            world_size=self._world_size,
+        )
+        numbers = self._order.image_at(positions).tolist()
+        return tuple(self._reader.entry(number).sha256 for number in numbers)
+
     def close(self) -> None:
         """Stop the threads after the batches they are at and drop what is waiting."""
         self._is_closed = True

@@ -30,6 +30,20 @@ class MaskRecipe:
     ratio: tuple[float, float] = (0.1, 0.5)
     """Smallest and largest share of masked patches in a masked crop."""
 
+    def most_masked(self, num_crops: int, *, global_batch_size: int) -> int:
+        """Upper bound of the masked patches in some crops of a global batch, see `batch_masks`.
+
+        Chance may give these crops the highest strata of all.
+        """
+        edges = self.edges(global_batch_size)[1:]
+        num_patches = self.grid_height * self.grid_width
+        return sum(int(num_patches * ratio) for ratio in edges[max(len(edges) - num_crops, 0) :])
+
+    def edges(self, global_batch_size: int) -> NDArray[np.float64]:
+        """Bounds of the strata that masked crops draw their ratios from, one more than crops."""
+        num_masked_crops = int(_NUM_GLOBAL_CROPS * global_batch_size * self.probability)
+        return np.linspace(*self.ratio, num_masked_crops + 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchMasks:
@@ -135,8 +149,8 @@ def batch_masks(
         seed: Of the run.
     """
     num_crops = _NUM_GLOBAL_CROPS * global_batch_size
-    num_masked_crops = int(num_crops * recipe.probability)
-    edges = np.linspace(*recipe.ratio, num_masked_crops + 1)
+    edges = recipe.edges(global_batch_size)
+    num_masked_crops = len(edges) - 1
     strata = _strata(step, num_crops=num_crops, seed=seed)
     within = positions - step * global_batch_size
     num_patches = recipe.grid_height * recipe.grid_width

@@ -14,9 +14,10 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 from torch import Tensor
@@ -30,6 +31,7 @@ MARKER = "complete.json"
 """Written last; without it a directory is no checkpoint."""
 _NAME = re.compile(r"step_(\d{8,})")
 _PARTIAL = ".partial"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,44 +51,99 @@ def checkpoint_path(directory: Path, *, step: int) -> Path:
     return directory / f"step_{step:08d}"
 
 
+class CheckpointNotWritten(Exception):
+    """A checkpoint could not be written; raised on every rank, the checkpoints before it stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retention:
+    """Which checkpoints stay; the newest always does."""
+
+    keep_last: int
+    """Newest ones, >= 1."""
+    keep_every_steps: int | None = None
+    """Those at multiples of so many steps stay for good; None where there are none."""
+
+    def keeps(self, step: int) -> bool:
+        """Whether the checkpoint after so many steps stays for good."""
+        return self.keep_every_steps is not None and step % self.keep_every_steps == 0
+
+
 def save_checkpoint(
-    state: Mapping[str, Tensor], *, directory: Path, step: int, identity: str, keep_last: int
+    state: Mapping[str, Tensor],
+    *,
+    directory: Path,
+    step: int,
+    identity: str,
+    retention: Retention,
+    group: dist.ProcessGroup | None = None,
 ) -> Path:
     """Write a checkpoint, make it valid at once, and remove older ones. Collective.
 
     Written under another name, synced, and renamed after every rank has finished: a process that
-    dies on the way leaves the previous checkpoint the newest. Training waits; writing in the
-    background would copy the state here and run the rest in a thread.
+    dies on the way leaves the previous checkpoint the newest. The caller waits; see
+    `CheckpointWriter` for one that does not.
 
     Args:
         state: Tensors by name, sharded ones as DTensors.
         directory: Of all checkpoints of the run; the same file system on every rank.
         step: Optimizer steps taken.
         identity: Of the settings, compared before resuming.
-        keep_last: Checkpoints that stay, >= 1.
+        retention: What stays.
+        group: All ranks, for what they tell each other; None is the default group.
 
     Returns:
         Directory of the checkpoint.
+
+    Raises:
+        CheckpointNotWritten: On every rank when any rank could not do its part.
     """
     final = checkpoint_path(directory, step=step)
     partial = final.with_name(final.name + _PARTIAL)
-    if dist.get_rank() == 0:
-        directory.mkdir(parents=True, exist_ok=True)
-        for leftover in directory.glob(f"step_*{_PARTIAL}"):
-            shutil.rmtree(leftover)
-        partial.mkdir()
-    dist.barrier()
-    save(dict(state), storage_writer=FileSystemWriter(partial, sync_files=True))
-    digests = _digests_of_all_ranks(partial)
-    if dist.get_rank() == 0:
-        _write_marker(partial, step=step, identity=identity, digests=digests)
+
+    def publish(digests: list[dict[str, str]]) -> None:
+        files = {name: digest for part in digests for name, digest in part.items()}
+        _write_marker(partial, step=step, identity=identity, digests=files)
         if final.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(final)
         partial.rename(final)
         _sync(directory)
-        _prune(directory, newest=final, keep_last=keep_last)
-    dist.barrier()
+        _prune(directory, newest=final, retention=retention)
+
+    writer = FileSystemWriter(partial, sync_files=True)
+    done = _Together(group, path=final)
+    done(lambda: _make_room(partial), on_main_rank_only=True)
+    done(lambda: save(dict(state), storage_writer=writer, process_group=group))
+    digests = done(lambda: _own_digests(partial))
+    done(lambda: publish(digests), on_main_rank_only=True)
     return final
+
+
+class _Together:
+    """Does a part of the work on every rank and fails on all of them if it fails on one."""
+
+    def __init__(self, group: dist.ProcessGroup | None, *, path: Path) -> None:
+        self._group = group
+        self._path = path
+
+    def __call__(self, work: Callable[[], _T], *, on_main_rank_only: bool = False) -> list[_T]:
+        """Results of all ranks that work, on every rank; also a barrier."""
+        outcome: tuple[_T | None, str] = (None, "")
+        if dist.get_rank() == 0 or not on_main_rank_only:
+            try:
+                outcome = (work(), "")
+            except Exception as error:
+                logger.debug("checkpoint %s failed here", self._path, exc_info=True)
+                outcome = (None, f"{type(error).__name__}: {error}")
+        outcomes = [outcome for _ in range(dist.get_world_size())]
+        dist.all_gather_object(outcomes, outcome, group=self._group)
+        failures = [f"rank {n}: {text}" for n, (_, text) in enumerate(outcomes) if text]
+        if failures:
+            raise CheckpointNotWritten(
+                f"checkpoint {self._path} could not be written ({'; '.join(failures)}); see that "
+                "the disk has room and can be written to, and start again"
+            )
+        return [cast("_T", result) for result, _ in outcomes]
 
 
 def newest_checkpoint(directory: Path) -> Checkpoint | None:
@@ -149,14 +206,23 @@ def _directories(directory: Path) -> list[Path]:
     return [path for match, path in sorted(named, key=lambda pair: int(pair[0].group(1)))]
 
 
-def _digests_of_all_ranks(partial: Path) -> dict[str, str]:
-    """Digests of every rank's files; each rank reads its own."""
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step_"))
+
+
+def _make_room(partial: Path) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in partial.parent.glob(f"step_*{_PARTIAL}"):
+        shutil.rmtree(leftover)
+    partial.mkdir()
+
+
+def _own_digests(partial: Path) -> dict[str, str]:
+    """Digests of the files that this rank wrote."""
     own = {p.name: _digest(p) for p in sorted(partial.glob(f"__{dist.get_rank()}_*"))}
     if dist.get_rank() == 0:
         own[".metadata"] = _digest(partial / ".metadata")
-    gathered: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(gathered, own)
-    return {name: digest for part in gathered for name, digest in part.items()}
+    return own
 
 
 def _write_marker(partial: Path, *, step: int, identity: str, digests: dict[str, str]) -> None:
@@ -168,12 +234,13 @@ def _write_marker(partial: Path, *, step: int, identity: str, digests: dict[str,
     _sync(partial)
 
 
-def _prune(directory: Path, *, newest: Path, keep_last: int) -> None:
+def _prune(directory: Path, *, newest: Path, retention: Retention) -> None:
     """Keep the newest ones; later steps belong to an abandoned or damaged attempt."""
     paths = _directories(directory)
     position = paths.index(newest)
     older = [path for path in paths[:position] if (path / MARKER).exists()]
-    kept = {newest, *older[max(len(older) - keep_last + 1, 0) :]}
+    kept = {newest, *older[max(len(older) - retention.keep_last + 1, 0) :]}
+    kept.update(path for path in older if retention.keeps(_step(path)))
     for path in paths:
         if path not in kept:
             (path / MARKER).unlink(missing_ok=True)  # invalid before it is half removed

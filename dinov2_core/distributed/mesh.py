@@ -15,6 +15,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 SHARD_DIMENSION = "shard"
 """Name of the mesh dimension that parameters are split over."""
+REPLICATE_DIMENSION = "replicate"
+"""Name of the mesh dimension that holds copies of the split parameters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,8 @@ class Ranks:
     device: torch.device
     """Where this process computes."""
     mesh: DeviceMesh
-    """[world_size], dimension `shard`; a second, replicated dimension would go before it."""
+    """[world_size], dimension `shard`, or [num_replicas, ranks of a replica], dimensions
+    `replicate` and `shard`: neighbouring ranks hold the shards of one replica."""
 
     @property
     def is_main_rank(self) -> bool:
@@ -45,7 +48,7 @@ class Ranks:
 
 
 @contextmanager
-def process_group(*, timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
+def process_group(*, timeout_seconds: float = 1800.0, num_replicas: int = 1) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, and leave them at the end.
 
     Reads RANK, LOCAL_RANK and WORLD_SIZE; without them the process is the only rank, on the same
@@ -53,9 +56,11 @@ def process_group(*, timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
 
     Args:
         timeout_seconds: After this long a collective that some rank does not join fails.
+        num_replicas: Copies of the parameters, each split over its share of the ranks.
 
     Raises:
-        ValueError: There are fewer CUDA devices than ranks on this machine.
+        ValueError: There are fewer CUDA devices than ranks on this machine, or the ranks do not
+            divide into so many replicas.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -72,10 +77,25 @@ def process_group(*, timeout_seconds: float = 1800.0) -> Iterator[Ranks]:
             f"WORLD_SIZE is {world_size} but MASTER_ADDR is not set; start the ranks with torchrun"
         )
     try:
-        mesh = init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD_DIMENSION,))
+        mesh = _mesh(device, world_size=world_size, num_replicas=num_replicas)
         yield Ranks(rank=rank, world_size=world_size, device=device, mesh=mesh)
     finally:
         dist.destroy_process_group()
+
+
+def _mesh(device: torch.device, *, world_size: int, num_replicas: int) -> DeviceMesh:
+    if num_replicas == 1:
+        return init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD_DIMENSION,))
+    if world_size % num_replicas:
+        raise ValueError(
+            f"{world_size} ranks do not divide into {num_replicas} replicas; set "
+            f"topology.num_replicas to a divisor of {world_size}"
+        )
+    return init_device_mesh(
+        device.type,
+        (num_replicas, world_size // num_replicas),
+        mesh_dim_names=(REPLICATE_DIMENSION, SHARD_DIMENSION),
+    )
 
 
 def _device(local_rank: int) -> torch.device:

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from dinov2_core.distributed.mesh import SHARD_DIMENSION
+
+_KEPT_OPERATORS = frozenset(
+    {
+        torch.ops.aten.mm.default,
+        torch.ops.aten.addmm.default,
+        torch.ops.aten.bmm.default,
+        torch.ops.aten._scaled_dot_product_flash_attention.default,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+        torch.ops.aten._scaled_dot_product_efficient_attention.default,
+        torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    }
+)
+"""Costly to compute; everything else in a block is cheap and large."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +41,9 @@ class Sharding:
 
     precision: Literal["fp32", "bf16"]
     """Type of gathered parameters and of the computation; shards and reductions stay fp32."""
-    recomputes_activations: bool = False
-    """Keep only the inputs of blocks for the backward pass; parameter names do not change."""
+    recomputes_activations: Literal["none", "selective", "full"] = "none"
+    """What blocks compute again in the backward pass: all but matrix products and attention
+    (selective), or everything from their inputs (full); parameter names do not change."""
     compiles_blocks: bool = False
     """Compile each block in place; parameter names do not change."""
 
@@ -41,19 +63,20 @@ def shard_trained(
 
     Args:
         parts: Backbone and heads, each called on its own; every part becomes a root.
-        blocks: Modules inside the parts that are gathered one by one.
-        mesh: One dimension to shard over; two would be replicate x shard.
+        blocks: Modules inside the parts that are gathered one by one, in the order they run.
+        mesh: One dimension to shard over, or two: replicate x shard.
         sharding: Precision and options.
     """
-    policy = _policy(sharding)
+    policy, blocks = _policy(sharding), list(blocks)
+    reshards = mesh[SHARD_DIMENSION].size() > 1
     for block in blocks:
-        if sharding.recomputes_activations:
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-        if sharding.compiles_blocks:
-            block.compile()
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=mesh.size() > 1)
+        _recompute(block, activations=sharding.recomputes_activations)
+        _compile(block, sharding=sharding)
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards)
     for part in parts:
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    if mesh.device_type == "cuda":
+        prefetch(blocks)
 
 
 def shard_averaged(
@@ -71,17 +94,73 @@ def shard_averaged(
 
     Args:
         parts: Backbone and heads, each called on its own; every part becomes a root.
-        blocks: Modules inside the parts that are gathered one by one.
-        mesh: One dimension to shard over; two would be replicate x shard.
+        blocks: Modules inside the parts that are gathered one by one, in the order they run.
+        mesh: One dimension to shard over, or two: replicate x shard.
         sharding: Precision and options; nothing is recomputed without a backward pass.
     """
-    policy = _policy(sharding)
+    policy, blocks = _policy(sharding), list(blocks)
     for block in blocks:
-        if sharding.compiles_blocks:
-            block.compile()
+        _compile(block, sharding=sharding)
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
     for part in parts:
         fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    if mesh.device_type == "cuda":
+        prefetch(blocks)
+
+
+def prefetch(blocks: Sequence[nn.Module]) -> None:
+    """Gather the next block's parameters while a block computes, forward and backward.
+
+    Args:
+        blocks: Sharded modules in the order they run.
+    """
+    sharded = [block for block in blocks if isinstance(block, FSDPModule)]
+    for block, following in itertools.pairwise(sharded):
+        block.set_modules_to_forward_prefetch([following])
+        following.set_modules_to_backward_prefetch([block])
+
+
+def reduce_gradients(parts: Iterable[nn.Module], *, enabled: bool) -> None:
+    """Whether the coming backward passes send gradients to their shards or collect them whole.
+
+    Args:
+        parts: Modules that `shard_trained` made roots; others are left alone.
+        enabled: False for all but the last of several backward passes of a step.
+    """
+    for part in parts:
+        if isinstance(part, FSDPModule):
+            part.set_requires_gradient_sync(enabled)
+
+
+def _recompute(block: nn.Module, *, activations: Literal["none", "selective", "full"]) -> None:
+    match activations:
+        case "none":
+            return
+        case "full":
+            options: dict[str, Any] = {}
+        case "selective":
+            options = {"context_fn": _selective_contexts}
+        case _:
+            assert_never(activations)
+    block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **options)
+
+
+def _selective_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    contexts: tuple[AbstractContextManager[None], AbstractContextManager[None]] = (
+        create_selective_checkpoint_contexts(_keep_costly)  # type: ignore[no-untyped-call]
+    )
+    return contexts
+
+
+def _keep_costly(_context: object, operator: object, *_args: object, **_kw: object) -> object:
+    is_kept = operator in _KEPT_OPERATORS
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _compile(block: nn.Module, *, sharding: Sharding) -> None:
+    """Compile the computation without the hooks that gather parameters; blocks share the code."""
+    if sharding.compiles_blocks:
+        block.forward = torch.compile(block.forward)
 
 
 def _policy(sharding: Sharding) -> MixedPrecisionPolicy:

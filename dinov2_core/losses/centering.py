@@ -6,7 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from dinov2_core.losses.collectives import sum_over_ranks
-from dinov2_core.losses.prototypes import CHUNK_SIZE, Assignments, log_partition_shifted
+from dinov2_core.losses.prototypes import (
+    CHUNK_SIZE,
+    Assignments,
+    log_partition_shifted,
+    without_padding,
+)
 
 
 class CenteredTargets(nn.Module):
@@ -44,6 +49,7 @@ class CenteredTargets(nn.Module):
         *,
         prototypes: Tensor,
         temperature: float,
+        is_sample: Tensor | None = None,
         chunk_size: int = CHUNK_SIZE,
     ) -> Assignments:
         """Targets of one batch; applies the batch before and notes this one. Collective.
@@ -52,13 +58,15 @@ class CenteredTargets(nn.Module):
             features: Teacher features [M, d] of this rank, length 1; M may differ between ranks.
             prototypes: Teacher prototypes [K, d], the same on every rank.
             temperature: Divides the scores; > 0, no unit.
+            is_sample: [M] bool, false for rows that only pad and count for nothing; None when
+                all rows are samples.
             chunk_size: Prototypes whose scores exist at a time.
 
         Returns:
-            Assignments [M, K] in factored form, rows summing to 1, no gradient.
+            Assignments [M, K] in factored form, no gradient; rows sum to 1, those that pad to 0.
         """
         self.center.mul_(self.momentum).add_(self.pending, alpha=1 - self.momentum)
-        self.pending.copy_(self._mean_scores(features, prototypes=prototypes))
+        self.pending.copy_(self._mean_scores(features, prototypes=prototypes, is_sample=is_sample))
         prototype_scaling = self.center / -temperature
         log_sums = log_partition_shifted(
             features,
@@ -71,13 +79,17 @@ class CenteredTargets(nn.Module):
             features=features,
             prototypes=prototypes,
             temperature=temperature,
-            sample_scaling=-log_sums,
+            sample_scaling=without_padding(-log_sums, is_sample=is_sample),
             prototype_scaling=prototype_scaling,
         )
 
-    def _mean_scores(self, features: Tensor, *, prototypes: Tensor) -> Tensor:
+    def _mean_scores(
+        self, features: Tensor, *, prototypes: Tensor, is_sample: Tensor | None
+    ) -> Tensor:
         """Mean score per prototype: by linearity, the score of the mean feature."""
-        count = features.new_full((1,), features.shape[0], dtype=torch.float32)
-        totals = sum_over_ranks(torch.cat([features.float().sum(dim=0), count]))
+        if is_sample is None:
+            is_sample = features.new_ones(features.shape[0], dtype=torch.bool)
+        samples = features.float() * is_sample[:, None]
+        totals = sum_over_ranks(torch.cat([samples.sum(dim=0), is_sample.sum()[None].float()]))
         mean_feature = totals[:-1] / totals[-1].clamp(min=1)
         return prototypes.float() @ mean_feature

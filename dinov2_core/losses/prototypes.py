@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,9 +26,18 @@ class Assignments:
     temperature: float
     """Divides the teacher's scores."""
     sample_scaling: Tensor
-    """[M] s, float32: makes every row sum to 1."""
+    """[M] s, float32: makes every row sum to 1, or to 0 where it is minus infinity."""
     prototype_scaling: Tensor
     """[K] r, float32: Sinkhorn's column scaling, or minus the centre over the temperature."""
+
+    def split(self, sizes: Sequence[int]) -> tuple[Assignments, ...]:
+        """The same targets, so many rows in each part."""
+        features = torch.split(self.features, list(sizes))
+        scalings = torch.split(self.sample_scaling, list(sizes))
+        return tuple(
+            replace(self, features=own, sample_scaling=scaling)
+            for own, scaling in zip(features, scalings, strict=True)
+        )
 
     def dense(self) -> Tensor:
         """The whole matrix [M, K], float32."""
@@ -82,6 +91,13 @@ def expected_prototypes(
     """
     result: Tensor = _ExpectedPrototypes.apply(prototypes, assignments, chunk_size)
     return result
+
+
+def without_padding(sample_scaling: Tensor, *, is_sample: Tensor | None) -> Tensor:
+    """Sample scalings [M] whose targets are 0 where `is_sample` [M] is false."""
+    if is_sample is None:
+        return sample_scaling
+    return sample_scaling.masked_fill(~is_sample, -torch.inf)
 
 
 def log_partition_shifted(

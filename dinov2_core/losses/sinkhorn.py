@@ -6,7 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from dinov2_core.losses.collectives import log_sum_over_ranks
-from dinov2_core.losses.prototypes import CHUNK_SIZE, Assignments, chunks, scores
+from dinov2_core.losses.prototypes import (
+    CHUNK_SIZE,
+    Assignments,
+    chunks,
+    scores,
+    without_padding,
+)
 
 
 @torch.no_grad()
@@ -16,6 +22,7 @@ def sinkhorn_knopp(
     prototypes: Tensor,
     temperature: float,
     num_iterations: int,
+    is_sample: Tensor | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> Assignments:
     """Assign samples to prototypes so that every prototype weighs the same.
@@ -31,24 +38,28 @@ def sinkhorn_knopp(
         prototypes: Teacher prototypes [K, d], the same on every rank.
         temperature: Divides the scores; > 0, no unit.
         num_iterations: Alternations, >= 1. DINOv2 uses 3.
+        is_sample: [M] bool, false for rows that only pad and count for nothing; None when all
+            rows are samples.
         chunk_size: Prototypes whose scores exist at a time.
 
     Returns:
-        Assignments [M, K] in factored form, rows summing to 1, no gradient.
+        Assignments [M, K] in factored form, no gradient; rows sum to 1, those that pad to 0.
     """
     num_samples, num_prototypes = features.shape[0], prototypes.shape[0]
     sample_scaling = features.new_zeros(num_samples, dtype=torch.float32)
+    sample_scaling = without_padding(sample_scaling, is_sample=is_sample)
+    smallest = torch.finfo(torch.float32).min
     prototype_scaling = features.new_empty(num_prototypes, dtype=torch.float32)
     for _ in range(num_iterations):
         log_sample_sums = torch.full_like(sample_scaling, -torch.inf)
         for columns in chunks(num_prototypes, chunk_size=chunk_size):
             chunk = scores(features, prototypes=prototypes[columns], temperature=temperature)
             log_prototype_sums = (chunk + sample_scaling[:, None]).logsumexp(dim=0)
-            scaling = -log_sum_over_ranks(log_prototype_sums)
+            scaling = -log_sum_over_ranks(log_prototype_sums).clamp(min=smallest)  # no sample
             prototype_scaling[columns] = scaling
             chunk += scaling
             log_sample_sums = torch.logaddexp(log_sample_sums, chunk.logsumexp(dim=1))
-        sample_scaling = -log_sample_sums
+        sample_scaling = without_padding(-log_sample_sums, is_sample=is_sample)
     return Assignments(
         features=features,
         prototypes=prototypes,
@@ -78,6 +89,7 @@ class SinkhornTargets(nn.Module):
         *,
         prototypes: Tensor,
         temperature: float,
+        is_sample: Tensor | None = None,
         chunk_size: int = CHUNK_SIZE,
     ) -> Assignments:
         """Targets of one batch, see `sinkhorn_knopp`. Collective."""
@@ -86,5 +98,6 @@ class SinkhornTargets(nn.Module):
             prototypes=prototypes,
             temperature=temperature,
             num_iterations=self.num_iterations,
+            is_sample=is_sample,
             chunk_size=chunk_size,
         )

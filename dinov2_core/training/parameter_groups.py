@@ -32,6 +32,8 @@ class Multipliers:
     """Factor on the scheduled weight decay, 0 or 1."""
     is_prototype: bool
     """Follows the prototypes' learning rate, which is 0 while they are frozen."""
+    is_backbone: bool
+    """Does not move while only heads learn."""
 
 
 def plain_name(name: str) -> str:
@@ -69,6 +71,7 @@ def multipliers(name: str, *, depth: int, optimization: Optimization) -> Multipl
         learning_rate=learning_rate,
         weight_decay=0.0 if is_exempt else 1.0,
         is_prototype="last_layer." in name,
+        is_backbone=name.startswith("backbone."),
     )
 
 
@@ -81,8 +84,8 @@ def parameter_groups(student: nn.Module, *, optimization: Optimization) -> list[
 
     Returns:
         Groups for a torch optimizer in a fixed order, with the keys of `Multipliers` prefixed as
-        learning_rate_multiplier, weight_decay_multiplier and is_prototype. lr and weight_decay
-        are 0 until `apply_schedule`.
+        learning_rate_multiplier, weight_decay_multiplier, is_prototype and is_backbone. lr and
+        weight_decay are 0 until `apply_schedule`.
     """
     parameters = {plain_name(n): p for n, p in student.named_parameters() if p.requires_grad}
     blocks = [int(match.group(1)) for name in parameters if (match := BLOCK_NAME.match(name))]
@@ -99,14 +102,20 @@ def parameter_groups(student: nn.Module, *, optimization: Optimization) -> list[
             "learning_rate_multiplier": group.learning_rate,
             "weight_decay_multiplier": group.weight_decay,
             "is_prototype": group.is_prototype,
+            "is_backbone": group.is_backbone,
         }
         for group in sorted(members)
     ]
 
 
 def apply_schedule(optimizer: Optimizer, *, schedule: StepSchedule) -> None:
-    """Set learning rate and weight decay of every group for the coming step."""
+    """Set learning rate and weight decay of every group for the coming step.
+
+    A frozen backbone has 0 for both: AdamW then adds nothing to it but goes on with its moments,
+    so that its first real step is scaled by gradients seen, as that of frozen prototypes is.
+    """
     for group in optimizer.param_groups:
         rate = schedule.prototype_learning_rate if group["is_prototype"] else schedule.learning_rate
-        group["lr"] = rate * group["learning_rate_multiplier"]
-        group["weight_decay"] = schedule.weight_decay * group["weight_decay_multiplier"]
+        moves = 0.0 if group["is_backbone"] and schedule.is_backbone_frozen else 1.0
+        group["lr"] = moves * rate * group["learning_rate_multiplier"]
+        group["weight_decay"] = moves * schedule.weight_decay * group["weight_decay_multiplier"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 
 def step_seed(seed: int, *, step: int, rank: int) -> int:
@@ -21,3 +23,27 @@ def seed_step(seed: int, *, step: int, rank: int) -> None:
     crops and masks have streams of their own and do not depend on the rank count either.
     """
     torch.manual_seed(step_seed(seed, step=step, rank=rank))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomState:
+    """Where torch's default generators stand, so that a forward pass can be run again alike."""
+
+    device: torch.device
+    """Whose generator it is besides the CPU's."""
+    cpu: Tensor
+    """State of the CPU's generator."""
+    cuda: Tensor | None
+    """State of the CUDA device's generator, if it is one."""
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """The present state."""
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return cls(device=device, cpu=torch.get_rng_state(), cuda=cuda)
+
+    def restore(self) -> None:
+        """Draw again from here."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, self.device)

@@ -22,6 +22,8 @@ class StepSchedule:
     """Share of the old teacher in the EMA after this step."""
     teacher_temperature: float
     """Divides the teacher's scores."""
+    is_backbone_frozen: bool = False
+    """Whether only heads learn: the backbone of the student and of the teacher keep every bit."""
 
 
 def linear_warmup(step: int, *, start: float, end: float, num_steps: int) -> float:
@@ -83,6 +85,7 @@ def schedule_at(step: int, *, config: TrainingConfig) -> StepSchedule:
         warmup_steps=optimization.warmup_steps,
     )
     is_frozen = step < optimization.freeze_prototypes_steps
+    is_head_warmup = config.head_warmup is not None and step < config.head_warmup.num_steps
     teacher_temperature = teacher.temperature
     if step < teacher.temperature_warmup_steps:
         teacher_temperature = linear_warmup(
@@ -107,4 +110,5 @@ def schedule_at(step: int, *, config: TrainingConfig) -> StepSchedule:
             num_steps=optimization.num_steps,
         ),
         teacher_temperature=teacher_temperature,
+        is_backbone_frozen=is_head_warmup,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, assert_never
 
@@ -27,7 +28,7 @@ from dinov2_core.losses.koleo import koleo_loss
 from dinov2_core.losses.prototypes import Assignments, assignment_health
 from dinov2_core.losses.sinkhorn import SinkhornTargets
 from dinov2_core.models import build_backbone, build_head
-from dinov2_core.vit.transformer import VisionTransformer
+from dinov2_core.vit.transformer import Features, VisionTransformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,16 @@ class Losses:
     """Mean entropy of the teacher's cls targets, nats."""
     prototype_usage: Tensor
     """Distinct best prototypes per cls token of the teacher, in (0, 1]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """The weighted terms of the objective, scalars float32 with gradient; see `Losses`."""
+
+    dino_local: Tensor
+    dino_global: Tensor
+    ibot: Tensor
+    koleo: Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +113,16 @@ class TeacherTargets:
     cls: Assignments
     """Of the 2B global crops."""
     patches: Assignments
-    """Of the M masked patches."""
+    """Of the M masked patches; 0 for rows that only pad."""
+
+    def split(self, parts: Sequence[PretrainBatch]) -> list[TeacherTargets]:
+        """The targets of each part of the batch that they were made for."""
+        cls = self.cls.split([part.global_crops.shape[0] for part in parts])
+        patches = self.patches.split([part.masked_indices.shape[0] for part in parts])
+        return [
+            TeacherTargets(cls=own_cls, patches=own_patches)
+            for own_cls, own_patches in zip(cls, patches, strict=True)
+        ]
 
 
 class StudentTeacher(nn.Module):
@@ -161,14 +181,35 @@ class StudentTeacher(nn.Module):
         Returns:
             The total with gradient and its parts without.
         """
-        targets = self._teacher_targets(batch, temperature=teacher_temperature)
-        num_crops = batch.global_crops.shape[0]
+        targets = self.teacher_targets([batch], temperature=teacher_temperature)
+        terms = self.student_terms(batch, targets=targets, koleo=self.koleo_term)
+        return losses_of(terms, targets=targets)
+
+    def student_features(self, batch: PretrainBatch) -> list[Features]:
+        """What the student's backbone says of global and, where there are some, local crops."""
         has_local_crops = batch.local_crops.shape[0] > 0
-        features = self.student.backbone(
+        features: list[Features] = self.student.backbone(
             [batch.global_crops, batch.local_crops] if has_local_crops else [batch.global_crops],
             masks=[batch.masks, None] if has_local_crops else [batch.masks],
         )
-        global_features, local_features = features[0], features[1:]
+        return features
+
+    def student_terms(
+        self,
+        batch: PretrainBatch,
+        *,
+        targets: TeacherTargets,
+        koleo: Callable[[Tensor], Tensor],
+    ) -> Terms:
+        """The objective of a batch, or of a part of it, under given targets.
+
+        Args:
+            batch: Crops and masks.
+            targets: Of the same crops and masked patches.
+            koleo: Gives the last term from the student's cls tokens [2B, D] of the global crops.
+        """
+        num_crops = batch.global_crops.shape[0]
+        global_features, *local_features = self.student_features(batch)
         projections = self.student.project(
             cls=torch.cat([*(crops.cls for crops in local_features), global_features.cls]),
             patches=_masked(global_features.patches, batch=batch),
@@ -182,28 +223,28 @@ class StudentTeacher(nn.Module):
             num_crops=num_crops,
             student_temperature=self.config.student_temperature,
         )
-        koleo = self._koleo_loss(global_features.cls)
-        health = assignment_health(targets.cls)
-        return Losses(
-            total=dino.local_crops + dino.global_crops + koleo + ibot,
-            dino_local=dino.local_crops.detach(),
-            dino_global=dino.global_crops.detach(),
-            ibot=ibot.detach(),
-            koleo=koleo.detach(),
-            teacher_entropy=health.entropy,
-            prototype_usage=health.usage,
+        return Terms(
+            dino_local=dino.local_crops,
+            dino_global=dino.global_crops,
+            ibot=ibot,
+            koleo=koleo(global_features.cls),
         )
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
+    def update_teacher(self, momentum: float, *, is_backbone_frozen: bool = False) -> None:
         """Move the teacher towards the student: momentum teacher + (1 - momentum) student.
+
+        A frozen backbone is left out: it is equal in both, and rounding would move it.
 
         Parameters are looked up anew and as shards: a list kept from before a forward may hold
         tensors that a sharded module no longer uses.
         """
-        teacher, student = _shards(self.teacher), _shards(self.student)
-        torch._foreach_mul_(teacher, momentum)
-        torch._foreach_add_(teacher, student, alpha=1 - momentum)
+        for name, averaged in self.teacher.named_children():
+            if is_backbone_frozen and name == "backbone":
+                continue
+            teacher, student = _shards(averaged), _shards(self.student.get_submodule(name))
+            torch._foreach_mul_(teacher, momentum)
+            torch._foreach_add_(teacher, student, alpha=1 - momentum)
 
     @torch.no_grad()
     def copy_student_to_teacher(self) -> None:
@@ -226,22 +267,31 @@ class StudentTeacher(nn.Module):
         return norms
 
     @torch.no_grad()
-    def _teacher_targets(self, batch: PretrainBatch, *, temperature: float) -> TeacherTargets:
-        """Targets from the unmasked global crops."""
-        (features,) = self.teacher.backbone([batch.global_crops])
-        projections = self.teacher.project(
-            cls=features.cls, patches=_masked(features.patches, batch=batch)
-        )
+    def teacher_targets(
+        self, parts: Sequence[PretrainBatch], *, temperature: float
+    ) -> TeacherTargets:
+        """Targets from the unmasked global crops, assigned over the whole batch. Collective.
+
+        Args:
+            parts: The batch, whole or split; rows follow part after part.
+            temperature: Divides the teacher's scores; > 0, no unit.
+        """
+        projections = []
+        for part in parts:
+            (features,) = self.teacher.backbone([part.global_crops])
+            patches = _masked(features.patches, batch=part)
+            projections.append(self.teacher.project(cls=features.cls, patches=patches))
         return TeacherTargets(
             cls=self.dino_targets(
-                projections.cls.features,
-                prototypes=projections.cls.prototypes,
+                torch.cat([part.cls.features for part in projections]),
+                prototypes=projections[0].cls.prototypes,
                 temperature=temperature,
             ),
             patches=self.ibot_targets(
-                projections.patches.features,
-                prototypes=projections.patches.prototypes,
+                torch.cat([part.patches.features for part in projections]),
+                prototypes=projections[0].patches.prototypes,
                 temperature=temperature,
+                is_sample=_is_sample(parts),
             ),
         )
 
@@ -263,13 +313,31 @@ class StudentTeacher(nn.Module):
             local_crops=weight * losses.local_crops, global_crops=weight * losses.global_crops
         )
 
-    def _koleo_loss(self, cls: Tensor) -> Tensor:
-        """Weighted sum over the two global crops, each with neighbours of its own kind."""
+    def koleo_term(self, cls: Tensor) -> Tensor:
+        """Weighted sum over the two global crops, each with neighbours of its own kind.
+
+        Args:
+            cls: Student's cls tokens [2B, D] of the whole batch. Collective.
+        """
         koleo = self.config.koleo
         if koleo is None:
             return cls.new_zeros((), dtype=torch.float32)
         losses = [koleo_loss(crop, neighbours=koleo.neighbours) for crop in cls.chunk(2)]
         return koleo.weight * torch.stack(losses).sum()
+
+
+def losses_of(terms: Terms, *, targets: TeacherTargets) -> Losses:
+    """The losses of a batch from its terms and the whole batch's targets."""
+    health = assignment_health(targets.cls)
+    return Losses(
+        total=terms.dino_local + terms.dino_global + terms.koleo + terms.ibot,
+        dino_local=terms.dino_local.detach(),
+        dino_global=terms.dino_global.detach(),
+        ibot=terms.ibot.detach(),
+        koleo=terms.koleo.detach(),
+        teacher_entropy=health.entropy,
+        prototype_usage=health.usage,
+    )
 
 
 def _backbone_with_heads(config: TrainingConfig, *, image_size_pixels: int) -> BackboneWithHeads:
@@ -305,6 +373,12 @@ def _targets(centering: Centering, *, num_prototypes: int) -> SinkhornTargets | 
 def _masked(patches: Tensor, *, batch: PretrainBatch) -> Tensor:
     """Masked patches [M, D] of patch tokens [2B, N, D]."""
     return patches.flatten(0, 1).index_select(0, batch.masked_indices)
+
+
+def _is_sample(parts: Sequence[PretrainBatch]) -> Tensor | None:
+    """[M] bool, false for rows that only pad; None where there are none."""
+    weights = torch.cat([part.mask_weights for part in parts])
+    return None if sum(part.num_masked for part in parts) == weights.shape[0] else weights > 0
 
 
 def _shards(module: nn.Module) -> list[Tensor]:

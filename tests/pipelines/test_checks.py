@@ -74,6 +74,21 @@ def test_model_names_of_timm_are_checked(
     assert ("is not a model of timm" not in text) == known
 
 
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("timm:vit_small_patch14_dinov2.lvd142m", ""),
+        ("timm:vit_of_mine.tag", "is not a model of timm"),
+        ("models:/teacher@champion", ""),
+    ],
+)
+def test_starting_weights_elsewhere_are_checked(
+    source: str, message: str, pile: Path, tmp_path: Path
+) -> None:
+    text = problems(small_values(pile, pretrain__initial_weights=source), tmp_path)
+    assert (message in text and "pretrain.initial_weights: " in text) if message else not text
+
+
 def test_s3_without_credentials_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
@@ -82,3 +97,6 @@ def test_s3_without_credentials_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     text = problems(small_values("s3://bucket/pile"), tmp_path)
     assert "images.uri: no S3 credentials for s3://bucket/pile/" in text
+    values = small_values("s3://bucket/pile", pretrain__initial_weights="s3://bucket/w.pth")
+    text = problems(values, tmp_path)
+    assert "pretrain.initial_weights: no S3 credentials for s3://bucket/w.pth" in text

@@ -80,7 +80,7 @@ def test_settings_are_parameters_and_pass_through_unchanged(
         "register_config",
     }  # fmt: skip
     settings = json.loads(parameters["pretrain_config"]["defaultValue"])
-    assert settings == json.loads(load_spec(spec_path).pretrain.model_dump_json())
+    assert settings == json.loads(load_spec(spec_path).pretrain_stage.model_dump_json())
 
 
 def test_kubeflow_keeps_its_name_based_cache_out(document: dict[str, Any]) -> None:

@@ -210,6 +210,14 @@ def test_an_unfinished_run_keeps_its_identity_and_a_finished_one_does_not(
     assert other != first.run_id
 
 
+def test_a_profile_is_asked_for_without_another_identity(pile: Path, tmp_path: Path) -> None:
+    spec = load_spec(write_spec(small_values(pile), tmp_path / "spec.yaml"))
+    plain = context_for(spec, workdir=tmp_path, use_cache=True)
+    profiled = context_for(spec, workdir=tmp_path, use_cache=True, profile_steps=3)
+    assert (plain.profile_steps, profiled.profile_steps) == (0, 3)
+    assert plain.run_id == profiled.run_id
+
+
 def _output(code: str, *arguments: Path) -> str:
     command: Sequence[str] = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -28,6 +28,14 @@ def test_relative_paths_are_taken_from_the_specs_folder() -> None:
     assert Path(spec.evaluation_sets[0].test).is_absolute()
 
 
+@pytest.mark.parametrize("source", ["timm:vit.tag", "models:/m@champion", "s3://b/w.pth"])
+def test_starting_weights_elsewhere_stay_as_they_are(tmp_path: Path, source: str) -> None:
+    values = demo_values()
+    values["pretrain"]["initial_weights"] = source
+    spec = load_spec(write_spec(values, tmp_path / "s.yaml"))
+    assert spec.pretrain.initial_weights == source
+
+
 def test_a_remote_prefix_stays_as_it_is(tmp_path: Path) -> None:
     values = changed(demo_values(), {"images": {"uri": "s3://bucket/pile"}})
     assert load_spec(write_spec(values, tmp_path / "s.yaml")).images.uri == "s3://bucket/pile"
@@ -120,9 +128,9 @@ def test_high_resolution_compresses_every_schedule() -> None:
         before.teacher.temperature_warmup_steps * ratio
     )
     assert after.optimization.base_learning_rate == pytest.approx(
-        before.optimization.base_learning_rate * 0.1
+        before.optimization.base_learning_rate * spec.finetune.learning_rate_factor
     )
-    assert after.crops.global_crop_size_pixels == 42
+    assert after.crops.global_crop_size_pixels == 35
     assert after.crops.global_crop_scale == before.crops.global_crop_scale
 
 
@@ -130,3 +138,23 @@ def test_high_resolution_checks_its_crops_again() -> None:
     learning = load_spec(DEMO).pretrain.learning
     with pytest.raises(ValueError, match="not divisible"):
         learning.at_high_resolution(HighResolution(global_crop_size_pixels=41, num_steps=10))
+
+
+def test_the_first_evaluation_set_gives_a_probe_from_its_train_images() -> None:
+    spec = load_spec(DEMO)
+    for stage in (spec.pretrain_stage, spec.finetune_stage):
+        assert stage.probe is not None
+        assert stage.probe.train == spec.evaluation_sets[0].train
+        assert not stage.probe.test
+        assert stage.probe.every_steps == stage.learning.checkpoints.every_steps
+    assert spec.model_copy(update={"evaluation_sets": ()}).pretrain_stage.probe is None
+
+
+def test_a_probe_of_its_own_is_kept_and_taken_from_the_folder_of_the_spec(tmp_path: Path) -> None:
+    values = demo_values()
+    values["pretrain"]["probe"] = {"train": "labelled", "every_steps": 7}
+    spec = load_spec(write_spec(values, tmp_path / "spec.yaml"))
+    assert spec.pretrain_stage.probe == spec.finetune_stage.probe == spec.pretrain.probe
+    assert spec.pretrain.probe is not None
+    assert spec.pretrain.probe.train == str((tmp_path / "labelled").resolve())
+    assert not spec.pretrain.probe.test

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,20 @@ def test_what_was_written_but_not_sent_is_sent_after_a_restart(
     first._file.flush()
     assert spool(tmp_path / "m.jsonl", run, 4).close()
     assert steps(run) == [0, 1, 2, 3]
+
+
+def test_a_rewind_replaces_rows_on_disk_and_sends_none_twice(tmp_path: Path, run: StageRun) -> None:
+    rows = spool(tmp_path / "m.jsonl", run, 0)
+    for step in range(4):
+        rows.add(step, {"loss": 0.0})
+    assert rows.flush()
+    rows.rewind(2)
+    for step in range(2, 6):
+        rows.add(step, {"loss": 1.0})
+    assert rows.close()
+    kept = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert kept == [[s, {"loss": float(s > 1)}] for s in range(6)]
+    assert steps(run) == list(range(6))
 
 
 def test_an_unreachable_server_does_not_stop_the_training(tmp_path: Path, run: StageRun) -> None:

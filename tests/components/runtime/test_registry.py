@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from components.register.main import main
 from components.runtime.manifests import EvaluationReport, Registration
-from components.runtime.registry import Registry, load_embedder
+from components.runtime.registry import Registry, fetch_teacher, load_embedder
 from components.runtime.tracking import Tracker
 from tests.components.teachers import dataset_of, random_checkpoint
 
@@ -64,6 +65,11 @@ def test_the_gate_moves_aliases_and_keeps_its_reasons(
     uri = tracker.context.resolved_tracking_uri
     champions = load_embedder("models:/registry-test@champion", tracking_uri=uri)
     challengers = load_embedder("models:/registry-test@challenger", tracking_uri=uri)
+    files = fetch_teacher(
+        "models:/registry-test@champion", tracking_uri=uri, directory=tmp_path / "fetched"
+    )
+    assert load_file(files.weights)["norm.weight"].shape == (32,)
+    assert json.loads(files.config.read_text())["architecture"]["embed_dim"] == 32
     embedded = champions(photographs[:3], 2)
     assert embedded.shape == (3, 32)
     assert not np.allclose(embedded, challengers(photographs[:3], 2))

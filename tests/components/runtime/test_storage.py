@@ -9,7 +9,12 @@ import pyarrow.parquet as parquet
 import pytest
 from moto.server import ThreadedMotoServer
 
-from components.runtime.storage import StorageError, open_source
+from components.runtime.storage import (
+    StorageError,
+    fetch_object,
+    find_object,
+    open_source,
+)
 
 
 def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
@@ -79,6 +84,18 @@ def test_an_s3_prefix_lists_all_pages_in_order(s3: str) -> None:
     items = source.objects()
     assert [item.key for item in items] == [name.removeprefix("images/") for name in names]
     assert source.read(items[7]) == b"images/0007.png"
+
+
+def test_one_object_is_found_and_fetched(s3: str, tmp_path: Path) -> None:
+    boto3.client("s3").put_object(Bucket="pile", Key="a/w.pth", Body=b"three")
+    item = find_object("s3://pile/a/w.pth")
+    assert (item.key, item.size_bytes) == ("a/w.pth", 5)
+    path = fetch_object("s3://pile/a/w.pth", directory=tmp_path / "new")
+    assert path.read_bytes() == b"three"
+    assert path.name == f"{item.etag.strip(chr(34))}.pth"
+    assert list(path.parent.iterdir()) == [path]
+    with pytest.raises(StorageError, match="S3 answered 404 for s3://pile/a/none"):
+        find_object("s3://pile/a/none")
 
 
 def test_a_missing_bucket_is_named(s3: str) -> None:

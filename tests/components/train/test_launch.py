@@ -20,7 +20,7 @@ from components.runtime.context import RunContext
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.progress import Progress
 from components.runtime.stage import StageFailed
-from components.train.config import Topology, TrainStage
+from components.train.config import Probe, Topology, TrainStage
 from components.train.job import PREEMPTED, last_rows
 from components.train.launch import main
 from dinov2_core.config import HighResolution
@@ -156,6 +156,9 @@ def test_wrong_input_is_refused_before_anything_starts(
     absent = stage.model_copy(update={"initial_weights": "/absent"})
     with pytest.raises(ValueError, match="weights /absent named by initial_weights do not exist"):
         main([*flags(absent, dataset), *output])
+    unprobed = stage.model_copy(update={"probe": Probe(train="/absent")})
+    with pytest.raises(ValueError, match="probe images /absent do not exist"):
+        main([*flags(unprobed, dataset), *output])
     with pytest.raises(SystemExit, match="2"):
         main([*flags(stage, dataset), "--output", "o", "--phase", "finetune"])
     assert not (tmp_path / "work" / "stages").exists()

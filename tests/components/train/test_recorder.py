@@ -37,13 +37,14 @@ class SlowRun:
         self.rows += rows
 
 
-def spool(path: Path, run: SlowRun) -> MetricSpool:
-    return MetricSpool(path, run, first_step=0, marker=MARKER)  # type: ignore[arg-type]
+def recorder_of(path: Path, run: SlowRun) -> MetricRecorder:
+    spool = MetricSpool(path, run, first_step=0, marker=MARKER)  # type: ignore[arg-type]
+    return MetricRecorder(spool, run)  # type: ignore[arg-type]
 
 
 def test_rows_added_while_the_server_is_slow_are_all_sent(tmp_path: Path) -> None:
     run = SlowRun()
-    with MetricRecorder(spool(tmp_path / "metrics.jsonl", run)) as recorder:
+    with recorder_of(tmp_path / "metrics.jsonl", run) as recorder:
         waiting = threading.Thread(target=recorder.flush)
         recorder.add(0, {MARKER: 0.0})
         waiting.start()
@@ -61,7 +62,7 @@ def test_a_flush_puts_rows_on_disk_even_without_a_server(
     run, path = SlowRun(), tmp_path / "metrics.jsonl"
     run.may_answer.set()
     run.is_down = True
-    with MetricRecorder(spool(path, run)) as recorder:
+    with recorder_of(path, run) as recorder:
         recorder.add(0, {MARKER: 1.5})
         recorder.flush()
         assert last_rows(path, 5) == [{MARKER: 1.5}]
@@ -91,3 +92,48 @@ def test_a_recorder_goes_on_in_the_run_of_the_job(
             recorder.add(step, {MARKER: float(step)})
     history = run.client.get_metric_history(run.run_id, MARKER)
     assert Counter(point.step for point in history) == Counter(range(7))
+
+
+def test_what_became_of_starting_weights_is_logged(
+    stage: TrainStage, context: RunContext, tmp_path: Path
+) -> None:
+    run = Tracker(context).stage("pretrain", key="key")
+    job = Job(
+        phase="pretrain",
+        stage=stage,
+        context=context,
+        directory=str(tmp_path),
+        shards="",
+        mlflow_run_id=run.run_id,
+    )
+    job.starting_report.write_text("w.pth: 3 loaded\n\nloaded: 3\n", encoding="utf-8")
+    with open_recorder(job, first_step=0):
+        pass
+    found = run.client.get_run(run.run_id)
+    assert found.data.tags["dinopipe.starting_weights"] == "w.pth: 3 loaded"
+    logged = run.client.list_artifacts(run.run_id)
+    assert "starting_weights.txt" in [item.path for item in logged]
+
+
+def test_a_run_that_goes_back_takes_its_later_rows_along(tmp_path: Path) -> None:
+    run, path = SlowRun(), tmp_path / "metrics.jsonl"
+    run.may_answer.set()
+    with recorder_of(path, run) as recorder:
+        for value in (1.0, 2.0):
+            recorder.rewind(1)
+            for step in range(int(value) - 1, 3):
+                recorder.add(step, {MARKER: value})
+            recorder.flush()
+        assert last_rows(path, 9) == [{MARKER: 1.0}, {MARKER: 2.0}, {MARKER: 2.0}]
+    assert [step for step, _ in run.rows] == [0, 1, 2]
+
+
+def test_work_that_fails_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, seen = SlowRun(), []
+    run.may_answer.set()
+    with recorder_of(tmp_path / "metrics.jsonl", run) as recorder:
+        recorder.do(lambda _run: seen.append(1 / 0))
+        recorder.do(seen.append)
+        recorder.flush()
+        assert seen == [run]
+    assert "a report of the training was not written" in caplog.text

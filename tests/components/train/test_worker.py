@@ -14,9 +14,6 @@ from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
 from components.train.config import TrainStage
 from components.train.job import Job, first_failure, result_file
-from components.train.worker import metrics_of
-from dinov2_core.training.schedules import StepSchedule
-from dinov2_core.training.step_report import LOSS_NAMES, StepReport
 
 
 def run_worker(job: Job) -> int:
@@ -57,27 +54,3 @@ def test_any_other_error_is_told_with_its_type(job: Job, tmp_path: Path) -> None
     assert failure is not None
     assert not failure.can_be_fixed
     assert failure.message.startswith("FileNotFoundError: ")
-
-
-def test_every_number_of_a_step_has_a_name() -> None:
-    report = StepReport(
-        step=3,
-        losses={name: float(i) for i, name in enumerate(LOSS_NAMES)},
-        gradient_norms={"backbone": 1.0},
-        schedule=StepSchedule(
-            learning_rate=0.1,
-            prototype_learning_rate=0.0,
-            weight_decay=0.04,
-            teacher_momentum=0.99,
-            teacher_temperature=0.05,
-        ),
-        images_per_second=10.0,
-        seconds=0.8,
-        data_seconds=0.1,
-        writes_checkpoint=False,
-    )
-    metrics = metrics_of(report)
-    assert len(metrics) == 5 + 4 + 1 + 2 + 3
-    assert metrics["loss/total"] == 0.0
-    assert metrics["gradient_norm/backbone"] == 1.0
-    assert metrics["schedule/learning_rate"] == 0.1

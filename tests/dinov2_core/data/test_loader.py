@@ -113,3 +113,11 @@ def test_impossible_settings_are_refused_at_once(reader: ShardReader) -> None:
         loader(reader, threads=0)
     with pytest.raises(ValueError, match="not divisible by 3 ranks"):
         loader(reader, world_size=3)
+
+
+def test_images_of_any_rank_are_named(reader: ShardReader) -> None:
+    whole = loader(reader).image_names(5, rank=0)
+    halves = [loader(reader, world_size=2).image_names(5, rank=rank) for rank in range(2)]
+    assert whole == halves[0] + halves[1]
+    assert len(set(whole)) == 8
+    assert set(whole) <= {reader.entry(number).sha256 for number in range(20)}

@@ -109,3 +109,30 @@ def test_probability_zero_masks_nothing() -> None:
     made = masks_of(0, 1, recipe=MaskRecipe(grid_height=4, grid_width=4, probability=0.0))
     assert not made.masks.any()
     assert made.masked_indices.shape == made.mask_weights.shape == (0,)
+
+
+def test_no_share_of_a_batch_has_more_masked_patches_than_the_bound() -> None:
+    recipe = MaskRecipe(grid_height=6, grid_width=6)
+    for world_size in (1, 2, 4):
+        bound = recipe.most_masked(2 * 8 // world_size, global_batch_size=8)
+        counts = [
+            len(
+                batch_masks(
+                    rank_positions(
+                        step=step, global_batch_size=8, rank=rank, world_size=world_size
+                    ),
+                    step=step,
+                    global_batch_size=8,
+                    recipe=recipe,
+                    seed=0,
+                ).masked_indices
+            )
+            for step in range(30)
+            for rank in range(world_size)
+        ]
+        assert bound * 0.5 < max(counts) <= bound
+
+
+def test_the_bound_is_the_references() -> None:
+    recipe = MaskRecipe(grid_height=16, grid_width=16)
+    assert recipe.most_masked(16, global_batch_size=8) == 663

@@ -24,7 +24,13 @@ RunRanks = Callable[..., list[int]]
 
 @pytest.fixture(scope="session")
 def run_ranks() -> RunRanks:
-    def run(scenario: str, *paths: Path, world_size: int, is_separate: bool = False) -> list[int]:
+    def run(
+        scenario: str,
+        *paths: Path,
+        world_size: int,
+        is_separate: bool = False,
+        timeout_seconds: float = 120,
+    ) -> list[int]:
         if world_size == 1 and not is_separate:
             names = runpy.run_path(str(SCENARIOS))
             with names["process_group"]() as ranks:
@@ -45,7 +51,7 @@ def run_ranks() -> RunRanks:
             }
             command = [sys.executable, "-W", "ignore", str(SCENARIOS), scenario, *map(str, paths)]
             processes.append(subprocess.Popen(command, env=os.environ | environment))
-        return [process.wait(timeout=120) for process in processes]
+        return [process.wait(timeout=timeout_seconds) for process in processes]
 
     return run
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from dinov2_core.distributed.checkpoint import (
     MARKER,
+    CheckpointNotWritten,
+    Retention,
     checkpoint_path,
     load_checkpoint,
     newest_checkpoint,
@@ -27,10 +29,16 @@ def ranks() -> Iterator[Ranks]:
         yield ranks
 
 
-def save(directory: Path, *, step: int, keep_last: int = 3) -> Path:
+def save(
+    directory: Path, *, step: int, keep_last: int = 3, keep_every_steps: int | None = None
+) -> Path:
     state = {"weight": torch.full((3,), float(step)), "step": torch.tensor(float(step))}
     return save_checkpoint(
-        state, directory=directory, step=step, identity="settings", keep_last=keep_last
+        state,
+        directory=directory,
+        step=step,
+        identity="settings",
+        retention=Retention(keep_last=keep_last, keep_every_steps=keep_every_steps),
     )
 
 
@@ -91,6 +99,23 @@ def test_only_the_newest_stay(ranks: Ranks, tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step=step, keep_last=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
+
+
+def test_checkpoints_at_multiples_stay_for_good(ranks: Ranks, tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5, 6, 7):
+        save(tmp_path, step=step, keep_last=1, keep_every_steps=3)
+    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["3", "6", "7"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one(
+    ranks: Ranks, tmp_path: Path
+) -> None:
+    save(tmp_path, step=1, keep_last=1)
+    (tmp_path / "step_00000002").write_text("in the way")
+    with pytest.raises(CheckpointNotWritten, match="rank 0: NotADirectoryError"):
+        save(tmp_path, step=2, keep_last=1)
+    (tmp_path / "step_00000002").unlink()
+    assert loaded(tmp_path)["step"] == 1
 
 
 def test_a_damaged_later_one_does_not_displace_a_new_one(ranks: Ranks, tmp_path: Path) -> None:

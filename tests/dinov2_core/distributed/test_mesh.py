@@ -28,3 +28,9 @@ def test_ranks_without_an_address_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(ValueError, match="WORLD_SIZE is 2 but MASTER_ADDR is not set"):
         process_group().__enter__()
+
+
+def test_ranks_must_divide_into_replicas() -> None:
+    message = "1 ranks do not divide into 2 replicas; set topology.num_replicas"
+    with pytest.raises(ValueError, match=message), process_group(num_replicas=2):
+        pass

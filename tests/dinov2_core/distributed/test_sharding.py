@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from dinov2_core.distributed.export import load_teacher_weights
 from dinov2_core.distributed.mesh import process_group
-from dinov2_core.distributed.sharding import Sharding, shard_trained
+from dinov2_core.distributed.sharding import Sharding, prefetch, shard_trained
+from dinov2_core.weights.loading import load_weights
 
 RunRanks = Callable[..., list[int]]
 
@@ -94,7 +95,9 @@ def test_an_exported_teacher_holds_the_gathered_weights(
 
     module = Flat()
     path = outputs[2]["checkpoints"] / "teacher.safetensors"
-    report = load_teacher_weights(module, path=path, resample=lambda positions, _side: positions)
+    report = load_weights(
+        module, load_file(path), source=str(path), resample=lambda positions, _side: positions
+    )
     assert set(report.loaded) == set(teacher)
     assert {name.partition(".")[0] for name in teacher} == {"backbone", "dino_head", "ibot_head"}
     for name, weight in teacher.items():
@@ -113,7 +116,7 @@ def test_a_teacher_is_fresh_after_its_shards_changed(
 def test_recomputed_activations_change_no_gradient(precision: str) -> None:
     gradients = []
     with process_group() as ranks:
-        for recomputes in (False, True):
+        for recomputes in ("none", "full", "selective"):
             torch.manual_seed(0)
             module = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.GELU(), nn.Linear(8, 2)))
             sharding = Sharding(precision=precision, recomputes_activations=recomputes)  # type: ignore[arg-type]
@@ -123,4 +126,50 @@ def test_recomputed_activations_change_no_gradient(precision: str) -> None:
             gradients.append([p.grad.to_local().clone() for p in module.parameters()])
             assert names == ["0.weight", "0.bias", "1.1.weight", "1.1.bias"]
     assert all(g.dtype == torch.float32 for g in gradients[0])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+
+
+def check_variants(errors: dict[str, dict[str, float]]) -> None:
+    for name, error in errors.items():
+        assert error["losses"] <= 1e-6, (name, error)
+        assert error["gradients"] <= 1e-5, (name, error)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_no_way_of_computing_a_batch_changes_its_gradients(
+    run_ranks: RunRanks, shards: Path, tmp_path: Path, world_size: int
+) -> None:
+    output = tmp_path / "errors.pt"
+    codes = run_ranks("take_variants", shards, output, Path("eager"), world_size=world_size)
+    assert codes == [0] * world_size
+    errors = torch.load(output)
+    assert errors.pop("failure") == {"0": 1.0}
+    assert ("2 replicas in parts" in errors) == (world_size == 2)
+    check_variants(errors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "world_size"), [("compiled", 2), ("eager", 4)])
+def test_neither_compilation_nor_two_by_two_ranks_change_gradients(
+    run_ranks: RunRanks, shards: Path, tmp_path: Path, kind: str, world_size: int
+) -> None:
+    output = tmp_path / "errors.pt"
+    codes = run_ranks(
+        "take_variants", shards, output, Path(kind), world_size=world_size, timeout_seconds=280
+    )
+    assert codes == [0] * world_size
+    errors = torch.load(output)
+    errors.pop("failure", None)
+    check_variants(errors)
+
+
+def test_blocks_are_prefetched_both_ways() -> None:
+    with process_group() as ranks:
+        blocks = [nn.Linear(4, 4) for _ in range(3)]
+        module = nn.Sequential(*blocks)
+        sharding = Sharding(precision="fp32")
+        shard_trained([module], blocks=blocks, mesh=ranks.mesh, sharding=sharding)
+        prefetch(blocks)
+        module(torch.ones(2, 4)).sum().backward()
+        assert all(p.grad is not None for p in module.parameters())

@@ -41,3 +41,18 @@ def test_a_batch_without_samples_counts_as_zero_scores() -> None:
     targets = centering(torch.zeros(0, 5), prototypes=unit(11, 5, seed=1), temperature=0.05)
     assert targets.dense().shape == (0, 11)
     assert not centering.pending.any()
+
+
+def test_rows_that_only_pad_count_for_nothing() -> None:
+    features, prototypes = unit(6, 5, seed=0), unit(11, 5, seed=1)
+    plain, padded = (CenteredTargets(num_prototypes=11, momentum=0.9) for _ in range(2))
+    for _ in range(2):
+        expected = plain(features, prototypes=prototypes, temperature=0.05).dense()
+        targets = padded(
+            torch.cat([features, features[:2]]),
+            prototypes=prototypes,
+            temperature=0.05,
+            is_sample=torch.arange(8) < 6,
+        ).dense()
+        torch.testing.assert_close(targets[:6], expected, atol=1e-6, rtol=0)
+        assert not targets[6:].any()

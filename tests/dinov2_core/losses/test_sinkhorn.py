@@ -84,3 +84,28 @@ def test_module_passes_its_iterations_on() -> None:
     expected = dense_sinkhorn_knopp(features @ prototypes.T, temperature=0.1, num_iterations=2)
     actual = module(features, prototypes=prototypes, temperature=0.1).dense()
     torch.testing.assert_close(actual.double(), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_rows_that_only_pad_count_for_nothing() -> None:
+    features, prototypes = unit(6, 5, seed=0), unit(11, 5, seed=1)
+    padded = torch.cat([features, features[:1].expand(3, -1)])
+    is_sample = torch.arange(9) < 6
+    plain, with_padding = (
+        sinkhorn_knopp(
+            rows, prototypes=prototypes, temperature=0.05, num_iterations=3, is_sample=samples
+        ).dense()
+        for rows, samples in ((features, None), (padded, is_sample))
+    )
+    torch.testing.assert_close(with_padding[:6], plain, atol=1e-6, rtol=0)
+    assert not with_padding[6:].any()
+
+
+def test_nothing_but_padding_has_no_targets() -> None:
+    targets = sinkhorn_knopp(
+        unit(3, 5, seed=0),
+        prototypes=unit(11, 5, seed=1),
+        temperature=0.05,
+        num_iterations=3,
+        is_sample=torch.zeros(3, dtype=torch.bool),
+    ).dense()
+    assert not targets.any()

@@ -1,8 +1,6 @@
-"""initialization: the seed alone decides the first weights, or a given teacher does."""
+"""initialization: the seed alone decides the first weights."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +15,8 @@ from dinov2_core.config import (
     SharedHead,
     TrainingConfig,
 )
-from dinov2_core.distributed.export import export_weights
-from dinov2_core.training.initialization import build_student_teacher, resample_to_side
+from dinov2_core.training.initialization import build_student_teacher
+from dinov2_core.vit.block import LayerScale
 
 CPU = torch.device("cpu")
 CONFIG = TrainingConfig(
@@ -57,23 +55,7 @@ def test_the_teacher_starts_as_the_student() -> None:
         assert not teacher.requires_grad
 
 
-def test_starting_weights_replace_both(tmp_path: Path) -> None:
-    given = build_student_teacher(CONFIG.model_copy(update={"seed": 5}), device=CPU)
-    path = tmp_path / "teacher.safetensors"
-    export_weights(given.teacher, path=path)
-    model = build_student_teacher(CONFIG, device=CPU, starting_weights=path)
-    for part in (model.student, model.teacher):
-        for one, other in zip(part.parameters(), given.teacher.parameters(), strict=True):
-            assert torch.equal(one, other)
-
-
-def test_resampling_keeps_a_ramp_and_the_cls_position() -> None:
-    ramp = torch.arange(4.0)[:, None].expand(4, 4).reshape(1, 16, 1)
-    positions = torch.cat([torch.tensor([[[9.0]]]), ramp], dim=1)
-    resampled = resample_to_side(positions, 8)
-    assert resampled.shape == (1, 65, 1)
-    assert resampled[0, 0, 0] == 9
-    rows = resampled[0, 1:, 0].view(8, 8)
-    assert torch.allclose(rows, rows[:, :1].expand(8, 8), atol=1e-6)
-    assert (rows[1:, 0] > rows[:-1, 0]).all()
-    assert rows.mean() == pytest.approx(1.5, abs=1e-5)
+def test_a_forgotten_parameter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LayerScale, "init_weights", lambda _self: None)
+    with pytest.raises(AssertionError, match=r"student\.backbone\.blocks\.0\.ls1\.gamma"):
+        build_student_teacher(CONFIG, device=CPU)

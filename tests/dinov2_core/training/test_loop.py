@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from dinov2_core.config import (
     Crops,
     Dimensions,
     DinoObjective,
+    Execution,
     Head,
+    HeadWarmup,
     HighResolution,
     IbotObjective,
     Optimization,
@@ -27,11 +30,16 @@ from dinov2_core.config import (
     Teacher,
     TrainingConfig,
 )
+from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.shards import ShardWriter
 from dinov2_core.distributed.mesh import Ranks, process_group
+from dinov2_core.guards import Guards
+from dinov2_core.training.guard_state import NonFiniteLoss
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.loop import TrainingRun
-from dinov2_core.training.step_report import NonFiniteLoss, StepReport
+from dinov2_core.training.starting_weights import load_starting_weights
+from dinov2_core.training.step_clock import Phase
+from dinov2_core.training.step_report import StepReport
 
 HEAD = Head(num_prototypes=64, bottleneck_dim=16, hidden_dim=32)
 CONFIG = TrainingConfig(
@@ -114,6 +122,29 @@ def test_stopped_and_resumed_equals_straight(ranks: Ranks, shards: Path, tmp_pat
     assert second.export_teacher(tmp_path / "stopped.safetensors") == sha256
 
 
+def test_in_parts_and_padded_stopped_at_any_step_equals_straight(
+    ranks: Ranks, shards: Path, tmp_path: Path
+) -> None:
+    config = changed(CONFIG, accumulation_steps=2, num_steps=4).model_copy(
+        update={"execution": Execution(pads_masked_patches=True)}
+    )
+    straight = TrainingRun(config, ranks=ranks, checkpoints=tmp_path / "straight")
+    expected = [report.losses for report in finish(straight, shards)]
+    for last in range(3):
+        folder = tmp_path / f"stopped_{last}"
+        run = TrainingRun(config, ranks=ranks, checkpoints=folder)
+        steps = run.steps(
+            shards=shards,
+            loader_threads=1,
+            should_stop=lambda run=run, n=last: run.num_steps_done == n,
+        )
+        losses = [report.losses for report in steps]
+        resumed = TrainingRun(config, ranks=ranks, checkpoints=folder)
+        assert resumed.first_step == last + 1
+        losses += [report.losses for report in finish(resumed, shards)]
+        assert losses == expected
+
+
 def test_a_killed_run_goes_on_from_its_last_checkpoint(
     ranks: Ranks, shards: Path, tmp_path: Path
 ) -> None:
@@ -155,12 +186,91 @@ def test_bf16_stays_close_to_fp32(ranks: Ranks, shards: Path, tmp_path: Path) ->
 def test_a_non_finite_loss_stops_before_the_weights_change(
     ranks: Ranks, shards: Path, tmp_path: Path
 ) -> None:
-    config = changed(CONFIG, warmup_steps=0, base_learning_rate=1e30)
+    strict = CONFIG.model_copy(update={"guards": Guards(max_consecutive_skips=0, max_rollbacks=0)})
+    config = changed(strict, warmup_steps=0, base_learning_rate=1e30)
     run = TrainingRun(config, ranks=ranks, checkpoints=tmp_path)
-    with pytest.raises(NonFiniteLoss, match="step 1: total is nan on rank 0"):
+    with pytest.raises(NonFiniteLoss, match="step 1: total is nan on rank 0") as raised:
         finish(run, shards)
     assert run.num_steps_done == 1
     assert not list(tmp_path.iterdir())
+    diagnosis = raised.value.diagnosis
+    assert diagnosis.step == 1
+    assert len(diagnosis.images[0]) == 8
+    assert all(name in str(raised.value) for name in diagnosis.images[0])
+
+
+class PoisonedRun(TrainingRun):
+    """Weights turn to NaN once, before a given step."""
+
+    poisoned_step = -1
+
+    def _step(self, loader: PretrainLoader, **options: object) -> tuple[StepReport, bool]:
+        if self.num_steps_done == self.poisoned_step:
+            self.poisoned_step = -1
+            self._model.student.backbone.norm.weight.detach().fill_(torch.nan)
+        return super()._step(loader, **options)  # type: ignore[arg-type]
+
+
+def test_a_run_that_stays_non_finite_goes_back_with_a_lower_learning_rate(
+    ranks: Ranks, shards: Path, tmp_path: Path
+) -> None:
+    guards = Guards(max_consecutive_skips=1, rollback_learning_rate_factor=0.25)
+    config = CONFIG.model_copy(update={"guards": guards})
+    run = PoisonedRun(config, ranks=ranks, checkpoints=tmp_path / "checkpoints")
+    run.poisoned_step = 3
+    reports = finish(run, shards)
+    assert [report.step for report in reports] == [0, 1, 2, 3, 4, 2, 3, 4, 5]
+    assert [r.guards.is_skipped for r in reports] == [False] * 3 + [True] * 2 + [False] * 4
+    assert [r.guards.num_rollbacks for r in reports] == [0] * 5 + [1] * 4
+    assert reports[-1].guards.num_skipped == 2
+    assert not any(report.writes_checkpoint for report in reports[2:5])
+    assert reports[2].losses == reports[5].losses  # from the same weights and images
+    for before, after in zip(reports[2:5], reports[5:8], strict=True):
+        assert after.schedule.learning_rate == 0.25 * before.schedule.learning_rate
+
+
+def test_a_resumed_run_remembers_that_it_went_back(
+    ranks: Ranks, shards: Path, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"guards": Guards(max_consecutive_skips=0)})
+    straight = PoisonedRun(config, ranks=ranks, checkpoints=tmp_path / "straight")
+    straight.poisoned_step = 3
+    expected = finish(straight, shards)
+    sha256 = straight.export_teacher(tmp_path / "straight.safetensors")
+
+    killed = PoisonedRun(config, ranks=ranks, checkpoints=tmp_path / "killed")
+    killed.poisoned_step = 3
+    for report in killed.steps(shards=shards, loader_threads=1):
+        if report.guards.num_rollbacks:
+            break  # before another checkpoint is due
+    again = TrainingRun(config, ranks=ranks, checkpoints=tmp_path / "killed")
+    assert again.first_step == 2
+    reports = finish(again, shards)
+    assert [r.losses for r in reports] == [r.losses for r in expected[-4:]]
+    assert [r.guards for r in reports] == [r.guards for r in expected[-4:]]
+    assert again.export_teacher(tmp_path / "again.safetensors") == sha256
+
+
+def test_without_a_checkpoint_a_run_goes_back_to_its_start(
+    ranks: Ranks, shards: Path, tmp_path: Path
+) -> None:
+    guards = Guards(max_consecutive_skips=0, max_rollbacks=1, rollback_learning_rate_factor=1.0)
+    run = PoisonedRun(
+        CONFIG.model_copy(update={"guards": guards}), ranks=ranks, checkpoints=tmp_path / "run"
+    )
+    run.poisoned_step = 1
+    reports = finish(run, shards)
+    assert [report.step for report in reports] == [0, 1, 0, 1, 2, 3, 4, 5]
+    straight = finish(TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path / "straight"), shards)
+    assert [r.losses for r in reports[2:]] == [r.losses for r in straight]
+
+
+def test_phases_add_up_to_the_step(ranks: Ranks, shards: Path, tmp_path: Path) -> None:
+    reports = finish(TrainingRun(CONFIG, ranks=ranks, checkpoints=tmp_path), shards)
+    for report in reports:
+        assert set(report.phase_seconds) == set(get_args(Phase))
+        assert sum(report.phase_seconds.values()) == pytest.approx(report.seconds, abs=2e-3)
+        assert all(seconds > 0 for seconds in report.phase_seconds.values())
 
 
 def test_other_settings_do_not_resume(ranks: Ranks, shards: Path, tmp_path: Path) -> None:
@@ -192,7 +302,8 @@ def test_a_higher_resolution_starts_from_teacher_and_heads(
             global_batch_size=4,
         )
     )
-    model = build_student_teacher(high, device=ranks.device, starting_weights=path)
+    model = build_student_teacher(high, device=ranks.device)
+    assert load_starting_weights(model, path=path).resampled == ("backbone.pos_embed",)
     for part in (model.student, model.teacher):
         for name, parameter in part.named_parameters():
             if name == "backbone.pos_embed":
@@ -214,7 +325,7 @@ def test_weights_that_do_not_fit_are_named(ranks: Ranks, tmp_path: Path) -> None
     path = tmp_path / "weights.safetensors"
 
     def build() -> None:
-        build_student_teacher(CONFIG, device=ranks.device, starting_weights=path)
+        load_starting_weights(build_student_teacher(CONFIG, device=ranks.device), path=path)
 
     with pytest.raises(ValueError, match="do not exist"):
         build()
@@ -232,3 +343,32 @@ def test_weights_that_do_not_fit_are_named(ranks: Ranks, tmp_path: Path) -> None
     )
     with pytest.raises(ValueError, match=r"cls_token has shape \[1, 1, 8\] in .* but \[1, 1, 32\]"):
         build()
+
+
+def test_heads_learn_first_on_a_backbone_that_keeps_every_bit(
+    ranks: Ranks, shards: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "backbone.safetensors"
+    other = build_student_teacher(CONFIG.model_copy(update={"seed": 7}), device=ranks.device)
+    given = {k: v.detach().clone() for k, v in other.teacher.backbone.named_parameters()}
+    save_file(given, path)
+    config = CONFIG.model_copy(update={"head_warmup": HeadWarmup(num_steps=4)})
+    run = TrainingRun(config, ranks=ranks, checkpoints=tmp_path / "run", starting_weights=path)
+    assert run.starting_report is not None
+    assert len(run.starting_report.loaded) == len(given)
+
+    def of_both() -> list[dict[str, torch.Tensor]]:
+        parts = (run._model.student, run._model.teacher)
+        return [{k: p.full_tensor().clone() for k, p in m.named_parameters()} for m in parts]
+
+    first = of_both()[0]
+    for report in run.steps(shards=shards, loader_threads=1):
+        is_frozen = report.step < 4
+        assert report.schedule.is_backbone_frozen == is_frozen
+        for weights in of_both():
+            kept = [torch.equal(weights[f"backbone.{name}"], given[name]) for name in given]
+            assert all(kept) == is_frozen
+            moved = [not torch.equal(weights[k], first[k]) for k in first if "head." in k]
+            assert all(moved) == (report.step > 0)  # the learning rate starts at 0
+    again = TrainingRun(config, ranks=ranks, checkpoints=tmp_path / "run", starting_weights=path)
+    assert again.starting_report is None  # the checkpoint holds more than the file

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import pytest
@@ -86,6 +87,7 @@ def test_every_parameter_is_in_one_group_with_its_multipliers() -> None:
                 learning_rate=group["learning_rate_multiplier"],
                 weight_decay=group["weight_decay_multiplier"],
                 is_prototype=group["is_prototype"],
+                is_backbone=group["is_backbone"],
             )
     assert sorted(seen) == sorted(names.values())
 
@@ -142,3 +144,16 @@ def test_schedule_is_multiplied_into_every_group() -> None:
         rate = 0.0 if group["is_prototype"] else 2.0
         assert group["lr"] == rate * group["learning_rate_multiplier"]
         assert group["weight_decay"] == 0.5 * group["weight_decay_multiplier"]
+
+
+def test_a_frozen_backbone_has_neither_rate_nor_decay() -> None:
+    optimizer = torch.optim.AdamW(
+        parameter_groups(make_student(depth=1), optimization=Optimization())
+    )
+    frozen = dataclasses.replace(SCHEDULE, prototype_learning_rate=2.0, is_backbone_frozen=True)
+    apply_schedule(optimizer, schedule=frozen)
+    for group in optimizer.param_groups:
+        moves = 0.0 if group["is_backbone"] else 1.0
+        assert group["lr"] == moves * 2.0 * group["learning_rate_multiplier"]
+        assert group["weight_decay"] == moves * 0.5 * group["weight_decay_multiplier"]
+    assert {group["is_backbone"] for group in optimizer.param_groups} == {False, True}

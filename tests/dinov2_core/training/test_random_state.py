@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dinov2_core.training.random_state import seed_step, step_seed
+from dinov2_core.training.random_state import RandomState, seed_step, step_seed
 
 
 def test_seeds_of_neighbours_differ() -> None:
@@ -23,4 +23,12 @@ def test_a_step_draws_the_same_whatever_came_before() -> None:
     first = torch.randperm(100)
     torch.rand(10)
     seed_step(0, step=7, rank=0)
+    assert torch.equal(torch.randperm(100), first)
+
+
+def test_a_restored_state_draws_again() -> None:
+    state = RandomState.now(torch.device("cpu"))
+    first = torch.randperm(100)
+    torch.rand(3)
+    state.restore()
     assert torch.equal(torch.randperm(100), first)

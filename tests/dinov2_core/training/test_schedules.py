@@ -7,6 +7,8 @@ from dinov2_core.config import (
     Backbone,
     DinoObjective,
     Head,
+    HeadWarmup,
+    HighResolution,
     IbotObjective,
     Optimization,
     SharedHead,
@@ -104,3 +106,25 @@ def test_negative_steps_are_refused() -> None:
     config = make_config(optimization=Optimization(), teacher=Teacher())
     with pytest.raises(ValueError, match="step -1 is negative"):
         schedule_at(-1, config=config)
+
+
+def test_the_backbone_is_frozen_in_the_head_warmup_only() -> None:
+    config = make_config(optimization=Optimization(), teacher=Teacher())
+    assert not schedule_at(0, config=config).is_backbone_frozen
+    warm = config.model_copy(update={"head_warmup": HeadWarmup(num_steps=2000)})
+    frozen = [schedule_at(step, config=warm).is_backbone_frozen for step in (0, 1999, 2000)]
+    assert frozen == [True, True, False]
+
+
+@pytest.mark.parametrize("num_steps", [1250, 125_000])
+def test_a_head_warmup_leaves_steps_to_prototypes_and_backbone(num_steps: int) -> None:
+    config = make_config(optimization=Optimization(), teacher=Teacher())
+    changed = config.model_copy(update={"head_warmup": HeadWarmup(num_steps=num_steps)})
+    with pytest.raises(ValueError, match=f"num_steps {num_steps} is not between 1250 and 125000"):
+        TrainingConfig.model_validate_json(changed.model_dump_json())
+
+
+def test_the_high_resolution_phase_has_no_head_warmup() -> None:
+    config = make_config(optimization=Optimization(), teacher=Teacher())
+    warm = config.model_copy(update={"head_warmup": HeadWarmup(num_steps=2000)})
+    assert warm.at_high_resolution(HighResolution()).head_warmup is None

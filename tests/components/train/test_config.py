@@ -1,0 +1,26 @@
+"""config: batch, parts and replicas fit the ranks, or the settings are refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from components.train.config import Topology, TrainStage
+from dinov2_core.config import TrainingConfig
+
+
+def with_parts(learning: TrainingConfig, num_parts: int) -> TrainingConfig:
+    optimization = learning.optimization.model_copy(update={"accumulation_steps": num_parts})
+    return learning.model_copy(update={"optimization": optimization})
+
+
+def test_replicas_divide_the_ranks() -> None:
+    assert Topology(processes_per_node=4, num_nodes=2, num_replicas=2).world_size == 8
+    with pytest.raises(ValueError, match="num_replicas 3 does not divide 8 ranks"):
+        Topology(processes_per_node=4, num_nodes=2, num_replicas=3)
+
+
+def test_ranks_and_parts_divide_the_batch(stage: TrainStage) -> None:
+    two = Topology(processes_per_node=2)
+    TrainStage(learning=with_parts(stage.learning, 4), topology=two)
+    with pytest.raises(ValueError, match=r"global_batch_size 8 is not divisible by 2 ranks x .* 3"):
+        TrainStage(learning=with_parts(stage.learning, 3), topology=two)

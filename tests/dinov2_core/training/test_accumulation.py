@@ -1,0 +1,101 @@
+"""accumulation: parts of a batch give the whole batch's gradients, dropped paths included.
+
+Sharded and on two ranks: tests/dinov2_core/distributed/test_sharding.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dinov2_core.config import (
+    Backbone,
+    Crops,
+    Dimensions,
+    DinoObjective,
+    Head,
+    IbotObjective,
+    TrainingConfig,
+)
+from dinov2_core.data.batch import PretrainBatch
+from dinov2_core.training.accumulation import accumulate_gradients
+from dinov2_core.training.student_teacher import StudentTeacher
+
+HEAD = Head(num_prototypes=24, bottleneck_dim=8, hidden_dim=16)
+NUM_IMAGES, NUM_PARTS = 8, 2
+
+
+def make_model(*, drop_path_rate: float) -> StudentTeacher:
+    config = TrainingConfig(
+        backbone=Backbone(
+            architecture=Dimensions(embed_dim=16, depth=2, num_heads=2),
+            patch_size_pixels=4,
+            layer_scale=0.3,
+            drop_path_rate=drop_path_rate,
+        ),
+        crops=Crops(global_crop_size_pixels=8, local_crop_size_pixels=4, num_local_crops=2),
+        dino=DinoObjective(head=HEAD),
+        ibot=IbotObjective(head=HEAD),
+        precision="fp32",
+    )
+    model = StudentTeacher(config, image_size_pixels=8).train()
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+def make_batch() -> PretrainBatch:
+    generator = torch.Generator().manual_seed(1)
+    masks = torch.rand(2 * NUM_IMAGES, 4, generator=generator) < 0.4
+    indices = masks.flatten().nonzero().flatten()
+    return PretrainBatch(
+        global_crops=torch.randn(2 * NUM_IMAGES, 3, 8, 8, generator=generator),
+        local_crops=torch.randn(2 * NUM_IMAGES, 3, 4, 4, generator=generator),
+        masks=masks,
+        masked_indices=indices,
+        mask_weights=(1 / masks.sum(1).clamp(min=1))[:, None].expand_as(masks)[masks],
+        num_masked=len(indices),
+    )
+
+
+def test_the_second_pass_drops_the_paths_of_the_first() -> None:
+    """Against one graph over all parts, whose KoLeo sees the same dropped paths."""
+    parts = make_batch().split(NUM_PARTS)
+    model, other = (make_model(drop_path_rate=0.4) for _ in range(2))
+    torch.manual_seed(0)
+    losses = accumulate_gradients(model, parts, teacher_temperature=0.05)
+
+    torch.manual_seed(0)
+    targets = other.teacher_targets(parts, temperature=0.05)
+    cls: list[torch.Tensor] = []
+
+    def note(tokens: torch.Tensor) -> torch.Tensor:
+        cls.append(tokens)
+        return tokens.sum() * 0
+
+    total = torch.zeros(())
+    for part, own in zip(parts, targets.split(parts), strict=True):
+        terms = other.student_terms(part, targets=own, koleo=note)
+        total = total + (terms.dino_local + terms.dino_global + terms.ibot) / NUM_PARTS
+    crops = [tokens.chunk(2)[crop] for crop in (0, 1) for tokens in cls]
+    total = total + other.koleo_term(torch.cat(crops))
+    total.backward()  # type: ignore[no-untyped-call]
+    assert losses.total.item() == pytest.approx(total.item(), rel=1e-6)
+    assert losses.koleo != 0
+    for one, expected in zip(model.student.parameters(), other.student.parameters(), strict=True):
+        assert one.grad is not None and expected.grad is not None
+        assert (one.grad - expected.grad).norm() <= 1e-5 * expected.grad.norm()
+
+
+def test_one_part_is_a_plain_step() -> None:
+    batch, events = make_batch(), []
+    model, other = (make_model(drop_path_rate=0.0) for _ in range(2))
+    losses = accumulate_gradients(
+        model, [batch], teacher_temperature=0.05, before_backward=lambda: events.append(1)
+    )
+    expected = other(batch, teacher_temperature=0.05)
+    expected.total.backward()
+    assert events == [1]
+    assert torch.equal(losses.total, expected.total)
+    for one, plain in zip(model.student.parameters(), other.student.parameters(), strict=True):
+        assert one.grad is not None and plain.grad is not None
+        assert torch.equal(one.grad, plain.grad)
