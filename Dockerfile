@@ -1,6 +1,6 @@
 # One image runs every stage and every worker.
-#   docker build -t dinopipe:0.1.0 .
-#   docker build --build-arg BASE=nvidia/cuda:13.0.1-runtime-ubuntu24.04 -t dinopipe:0.1.0-cuda .
+#   docker build --build-arg GIT_COMMIT=$(git rev-parse HEAD) -t dinopipe:0.1.0 .
+# The torch wheel brings its CUDA libraries: the same image runs on CPUs and on NVIDIA GPUs.
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build

@@ -38,4 +38,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf runs build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

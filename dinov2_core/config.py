@@ -62,8 +62,8 @@ class Backbone(Frozen):
     """A name (vit_tiny, vit_small, vit_base, vit_large, vit_giant2) or dimensions of one's own."""
     patch_size_pixels: int = Field(14, ge=1)
     """Side of a square patch. DINOv2 releases use 14."""
-    num_channels: int = Field(3, ge=1)
-    """Channels of the images."""
+    num_channels: Literal[1, 3] = 3
+    """Channels of the images: gray or colours."""
     feed_forward: Literal["mlp", "swiglu"] = "mlp"
     """Feed-forward part of a block; vit_giant2 and the long recipes use swiglu."""
     num_register_tokens: int = Field(0, ge=0)
@@ -123,6 +123,10 @@ class Crops(Frozen):
                 raise ValueError(f"{name} [{low}, {high}] is not an interval within (0, 1]")
         if any(not 0 <= p <= 1 for p in self.blur_probabilities):
             raise ValueError(f"blur_probabilities {self.blur_probabilities} must lie in [0, 1]")
+        if any(deviation <= 0 for deviation in self.standard_deviation):
+            raise ValueError(
+                f"standard_deviation {list(self.standard_deviation)} must be more than 0"
+            )
         if len(self.mean) != len(self.standard_deviation):
             raise ValueError(
                 f"mean has {len(self.mean)} channels, standard_deviation "

@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(f"{args.spec} has {count} problem{'s' * (count > 1)}:\n{error}")
     except ValueError as error:
         return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{error.filename}: {error.strerror}; choose another place")
     except KeyboardInterrupt:
         logger.error("interrupted; the same command continues where this run stopped")
         return INTERRUPTED
@@ -61,7 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     compiled.add_argument("spec", type=Path)
     compiled.add_argument("-o", "--output", type=Path, default=Path("pipeline.yaml"))
     compiled.add_argument(
-        "--workdir", default="/mnt/dinopipe", help="directory that all pods share (%(default)s)"
+        "--workdir", default="/mnt/dinopipe", help="where pods mount the volume (%(default)s)"
+    )
+    compiled.add_argument(
+        "--claim", default="dinopipe-work", help="volume claim that all pods share (%(default)s)"
     )
     compiled.set_defaults(command=_compile)
 
@@ -142,6 +147,7 @@ def _schema(_: argparse.Namespace) -> int:
 
 def _compile(args: argparse.Namespace) -> int:
     from pipelines.dinov2 import compile_pipeline
+    from pipelines.placement import Volume
 
     spec = load_spec(args.spec)
     context = RunContext(
@@ -150,7 +156,8 @@ def _compile(args: argparse.Namespace) -> int:
         tracking_uri=spec.tracking.uri,
         experiment=spec.tracking.experiment,
     )
-    compile_pipeline(spec, context=context.model_dump_json(), path=args.output)
+    volume = Volume(claim=args.claim, mount_path=args.workdir)
+    compile_pipeline(spec, context=context.model_dump_json(), path=args.output, volume=volume)
     _say(f"wrote {args.output}")
     return 0
 

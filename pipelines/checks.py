@@ -71,7 +71,11 @@ def _labels(place: Path) -> set[str]:
         ValueError: There is no such set, or it has no labels.
     """
     if place.is_dir():
-        labels = {folder.name for folder in place.iterdir() if folder.is_dir()}
+        labels = {
+            folder.name
+            for folder in place.iterdir()
+            if folder.is_dir() and not folder.name.startswith(".")
+        }
         if not labels:
             raise ValueError(f"{place} has no folders; put each class into a folder of its own")
         return labels

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
@@ -43,7 +44,7 @@ def progress_table(directory: Path) -> Table:
         if progress.state != "running":
             note = "taken over from an earlier run" if progress.state == "cached" else ""
             note = progress.detail if progress.state == "failed" else note
-            table.add_row(mark, stage, note, "", duration(progress.seconds))
+            table.add_row(mark, stage, escape(note), "", duration(progress.seconds))
             continue
         bar = ProgressBar(total=max(progress.total, 1), completed=progress.done, width=24)
         counts = f"{progress.done}/{progress.total} {progress.unit}s" if progress.total else ""
@@ -51,7 +52,9 @@ def progress_table(directory: Path) -> Table:
         if progress.rate:
             numbers.append(f"{progress.rate:.0f} images/s")
         left = f"{duration(progress.seconds_left)} left" if progress.seconds_left else ""
-        table.add_row(mark, stage, progress.task, bar, " · ".join(n for n in numbers if n), left)
+        table.add_row(
+            mark, stage, progress.task, bar, escape(" · ".join(n for n in numbers if n)), left
+        )
     return table
 
 
@@ -65,7 +68,7 @@ def summary_table(rows: Sequence[tuple[str, str, str, str]]) -> Table:
     for heading in ("stage", "time", "key numbers", "outputs"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 

@@ -7,6 +7,7 @@ import fcntl
 import io
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +21,20 @@ from kfp.local import subprocess_task_handler
 
 from components.runtime.context import RunContext
 from components.runtime.manifests import digest_of, write_atomically
-from components.runtime.tracking import Tracker, check_reachable
+from components.runtime.storage import fixed_part
+from components.runtime.tracking import TRACKING_ERRORS, Status, Tracker, check_reachable
 from pipelines.dinov2 import compile_pipeline
-from pipelines.spec import PipelineSpec
+from pipelines.display import read_progress
+from pipelines.spec import STAGES, PipelineSpec
 
 Runner = Literal["subprocess", "docker"]
+Ending = Literal["succeeded", "failed", "interrupted"]
+
+MLFLOW_STATUS: dict[Ending, Status] = {
+    "succeeded": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
 
 STAGE_STARTS, STAGE_ENDS = "Streamed logs:", "finished with status"
 """Lines of Kubeflow between which a stage speaks."""
@@ -75,7 +85,7 @@ def context_for(
 ) -> RunContext:
     """The context of a run: a new identity, or that of the same run if it did not finish."""
     spec_sha256 = digest_of(spec)
-    identity = digest_of({"spec": spec_sha256, "use_cache": use_cache})
+    identity = _identity(spec_sha256, use_cache=use_cache)
     state = workdir / "state.json"
     run_id = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     if state.exists():
@@ -92,11 +102,16 @@ def context_for(
         spec_sha256=spec_sha256,
         profile_steps=profile_steps,
     )
-    _remember(context, identity=identity, status="running")
+    _remember(context, use_cache=use_cache, status="running")
     return context
 
 
-def _remember(context: RunContext, *, identity: str, status: str) -> None:
+def _identity(spec_sha256: str, *, use_cache: bool) -> str:
+    return digest_of({"spec": spec_sha256, "use_cache": use_cache})
+
+
+def _remember(context: RunContext, *, use_cache: bool, status: str) -> None:
+    identity = _identity(context.spec_sha256, use_cache=use_cache)
     text = json.dumps({"identity": identity, "run_id": context.run_id, "status": status})
     write_atomically(context.root / "state.json", text + "\n")
 
@@ -137,16 +152,20 @@ def run_locally(
         package = workdir / "pipeline.yaml"
         compile_pipeline(spec, context=context.model_dump_json(), path=package)
         tracker = Tracker(context)
-        tracker.open(tracker.parent()).log_params(json.loads(spec.model_dump_json()))
+        parent = tracker.parent()
+        tracker.open(parent).log_params(json.loads(spec.model_dump_json()))
         log = workdir / "logs" / f"{context.run_id}.log"
+        (workdir / "run.json").unlink(missing_ok=True)
         started = time.monotonic()
-        succeeded = _execute(package, chosen, context, log=log, watch=watch, on_line=on_line)
-        parent = tracker.end_parent("FINISHED" if succeeded else "FAILED")
-        identity = digest_of({"spec": context.spec_sha256, "use_cache": use_cache})
-        _remember(context, identity=identity, status="succeeded" if succeeded else "failed")
+        ended = _execute(package, chosen, context, log=log, watch=watch, on_line=on_line)
+        with contextlib.suppress(*TRACKING_ERRORS):  # it may have died since
+            tracker.end_parent(MLFLOW_STATUS[ended])
+        _remember(context, use_cache=use_cache, status=ended)
+        if ended == "interrupted":
+            raise KeyboardInterrupt
         return LocalRun(
             context=context,
-            succeeded=succeeded,
+            succeeded=ended == "succeeded",
             seconds=time.monotonic() - started,
             parent_run_id=parent,
             log=log,
@@ -161,8 +180,12 @@ def _execute(
     log: Path,
     watch: Callable[[RunContext, threading.Event], None],
     on_line: Callable[[str], None],
-) -> bool:
-    """Run the package on a thread of its own while this one watches; whether it succeeded."""
+) -> Ending:
+    """Run the package on a thread of its own while this one watches; how it ended.
+
+    An interrupt reaches the stages too: they are given the time to write a checkpoint.
+    """
+    shutil.rmtree(context.progress_directory, ignore_errors=True)
     local.init(runner=runner, pipeline_root=str(context.root / "kfp"), raise_on_error=False)
     pipeline = components.load_component_from_file(str(package))
     ended = threading.Event()
@@ -180,12 +203,19 @@ def _execute(
     with log.open("a", encoding="utf-8") as file, redirected(file, on_line):
         thread = threading.Thread(target=work, name="pipeline", daemon=True)
         thread.start()
-        watch(context, ended)
+        interrupted = False
+        try:
+            watch(context, ended)
+        except KeyboardInterrupt:
+            interrupted = True
         ended.wait()
         thread.join()
         for failure in failures:
             file.write(f"{type(failure).__name__}: {failure}\n")
-    return not failures and (context.progress_directory / "register.json").exists()
+    last = read_progress(context.progress_directory, STAGES[-1])
+    if last is not None and last.state in ("succeeded", "cached") and not failures:
+        return "succeeded"
+    return "interrupted" if interrupted else "failed"
 
 
 class _Tee(io.TextIOBase):
@@ -264,12 +294,10 @@ def _docker_runner(spec: PipelineSpec, workdir: Path) -> local.DockerRunner:
         ) from error
     finally:
         client.close()
-    places = [spec.images.uri, *(p for s in spec.evaluation_sets for p in (s.train, s.test))]
-    folders = {str(Path(place).parent) for place in places if "://" not in place}
     mounts = [docker.types.Mount(str(workdir), str(workdir), type="bind")]
     mounts += [
-        docker.types.Mount(folder, folder, type="bind", read_only=True)
-        for folder in sorted(folders)
+        docker.types.Mount(place, place, type="bind", read_only=True)
+        for place in sorted({fixed_part(place) for place in spec.local_places})
     ]
     passed = {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "MLFLOW_TRACKING_"))}
     return local.DockerRunner(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kfp import kubernetes
 from kfp.dsl import PipelineTask
 from pydantic import Field
 
@@ -38,11 +39,24 @@ class StageResources(Frozen):
     """Of the stage that registers."""
 
 
-def place(task: PipelineTask, *, resources: Resources, image: str) -> None:
-    """Give a task its image and resources, and leave reuse to the stages themselves.
+class Volume(Frozen):
+    """A volume that the pods of all stages share."""
+
+    claim: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+    """PersistentVolumeClaim, ReadWriteMany where pods run on several nodes."""
+    mount_path: str = Field(pattern="^/")
+    """Where it is mounted: the work directory."""
+
+
+def place(
+    task: PipelineTask, *, resources: Resources, image: str, volume: Volume | None = None
+) -> None:
+    """Give a task its image, resources and volume, and leave reuse to the stages themselves.
 
     Kubeflow's cache knows names, not contents: a stage compares digests of what it reads.
     """
+    if volume is not None:
+        kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount_path)
     task.set_container_image(image)
     task.set_caching_options(False)
     task.set_cpu_request(resources.cpu)

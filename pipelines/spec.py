@@ -11,7 +11,14 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from components.curate.config import CurateSettings, CurateStage, Images
+from components.curate.config import (
+    CurateSettings,
+    CurateStage,
+    Embedding,
+    Images,
+    TimmEmbedding,
+    TorchScriptEmbedding,
+)
 from components.evaluate.config import EvaluateSettings, EvaluateStage, EvaluationSet
 from components.register.config import RegisterStage
 from components.train.config import Probe, TrainStage, is_weights_file
@@ -34,10 +41,10 @@ class Tracking(Frozen):
     @field_validator("uri")
     @classmethod
     def _no_secret(cls, uri: str) -> str:
-        if urlsplit(uri).password is not None:
+        if urlsplit(uri).username is not None or urlsplit(uri).password is not None:
             raise ValueError(
-                "holds a password; take it out and set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD in the environment"
+                "holds a password or token; take it out and set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, in the environment"
             )
         return uri
 
@@ -107,19 +114,37 @@ class PipelineSpec(Frozen):
             )
             if size % patch
         ]
-        if phase.global_batch_size % world:
+        parts = world * learning.optimization.accumulation_steps
+        if phase.global_batch_size % parts:
             problems.append(
                 Problem(
                     path="finetune.global_batch_size",
                     value=phase.global_batch_size,
-                    message=f"is not divisible by {world} ranks (pretrain.topology); "
-                    f"choose a multiple of {world}",
+                    message=f"is not divisible by {parts}: {world} ranks (pretrain.topology) "
+                    f"times optimization.accumulation_steps; choose a multiple of {parts}",
+                )
+            )
+        size = self.evaluate.image_size_pixels
+        if size is not None and size % patch:
+            problems.append(
+                Problem(
+                    path="evaluate.image_size_pixels",
+                    value=size,
+                    message=f"is not divisible by the patch size {patch}; choose a multiple",
                 )
             )
         return problems
 
     def _registry_problems(self) -> list[Problem]:
         problems = []
+        if self.registry.champion_alias == self.registry.challenger_alias:
+            problems.append(
+                Problem(
+                    path="registry.challenger_alias",
+                    value=self.registry.challenger_alias,
+                    message="is the champion's alias too; choose two different words",
+                )
+            )
         for field in ("champion_alias", "challenger_alias"):
             alias = getattr(self.registry, field)
             if alias == RESERVED_ALIAS or (alias[:1] == "v" and alias[1:].isdigit()):
@@ -190,6 +215,21 @@ class PipelineSpec(Frozen):
         """Settings of the fourth stage."""
         return EvaluateStage(sets=self.evaluation_sets, settings=self.evaluate)
 
+    @property
+    def local_places(self) -> tuple[str, ...]:
+        """Every path on this machine that some stage reads."""
+        probe, seeds = self.pretrain.probe, self.curate.seed_retrieval
+        places = [
+            self.images.uri,
+            *(place for item in self.evaluation_sets for place in (item.train, item.test)),
+            self.curate.embedding.weights_file,
+            seeds.uri if seeds else "",
+            *((probe.train, probe.test) if probe else ()),
+        ]
+        if is_weights_file(self.pretrain.initial_weights):
+            places.append(self.pretrain.initial_weights)
+        return tuple(place for place in places if place and "://" not in place)
+
     def rooted(self, folder: Path) -> PipelineSpec:
         """The same with relative paths taken from a folder."""
 
@@ -202,6 +242,7 @@ class PipelineSpec(Frozen):
             for item in self.evaluation_sets
         )
         curate = self.curate
+        curate = curate.model_copy(update={"embedding": _rooted_embedding(curate.embedding, root)})
         if curate.seed_retrieval is not None:
             seeds = curate.seed_retrieval
             seeds = seeds.model_copy(update={"uri": root(seeds.uri)})
@@ -228,6 +269,16 @@ class PipelineSpec(Frozen):
             return None
         test = root(probe.test) if probe.test else ""
         return probe.model_copy(update={"train": root(probe.train), "test": test})
+
+
+def _rooted_embedding(embedding: Embedding, root: Callable[[str], str]) -> Embedding:
+    match embedding:
+        case TimmEmbedding(weights=str(file)):
+            return embedding.model_copy(update={"weights": root(file)})
+        case TorchScriptEmbedding(path=file):
+            return embedding.model_copy(update={"path": root(file)})
+        case _:
+            return embedding
 
 
 def load_spec(path: Path) -> PipelineSpec:

@@ -38,6 +38,11 @@ class PixelEmbedding(Frozen):
 
     kind: Literal["pixels"] = "pixels"
 
+    @property
+    def weights_file(self) -> str:
+        """None."""
+        return ""
+
 
 class TimmEmbedding(Frozen):
     """Embeds with a model of timm."""
@@ -50,6 +55,11 @@ class TimmEmbedding(Frozen):
     size_pixels: int = Field(224, ge=8)
     """Side to which images are resized."""
 
+    @property
+    def weights_file(self) -> str:
+        """Local file; empty for published weights."""
+        return self.weights or ""
+
 
 class TorchScriptEmbedding(Frozen):
     """Embeds with a TorchScript file, such as SSCD's."""
@@ -59,6 +69,11 @@ class TorchScriptEmbedding(Frozen):
     """The file."""
     size_pixels: int = Field(288, ge=8)
     """Side to which images are resized."""
+
+    @property
+    def weights_file(self) -> str:
+        """Local file."""
+        return self.path
 
 
 Embedding = Annotated[

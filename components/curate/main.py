@@ -43,7 +43,7 @@ from dinov2_core.curation.embedding import (
 from dinov2_core.curation.manifest import write_table
 from dinov2_core.curation.planting import PlantCounts, plant_defects
 from dinov2_core.curation.sources import FolderImages, ImageFiles
-from dinov2_core.data.shards import ShardWriter
+from dinov2_core.data.shards import INDEX_NAME, ShardWriter
 
 TINY_SHARE = 5
 """Of the planted corrupt files, every fifth is a 1 x 1 image."""
@@ -67,6 +67,7 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
     evaluation = StoredImages(config.evaluation_images)
     seeds = StoredImages([settings.seed_retrieval.uri]) if settings.seed_retrieval else None
     threads = settings.num_threads
+    weights = settings.embedding.weights_file
 
     def work(place: Workplace) -> DatasetManifest:
         return _curate(config, pile, evaluation, seeds, place)
@@ -75,7 +76,15 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
         manifest_type=DatasetManifest,
         settings=config,
         identity={
-            "settings": settings.model_dump(mode="json", exclude={"seed_retrieval": {"uri"}}),
+            "settings": settings.model_dump(
+                mode="json",
+                exclude={
+                    "seed_retrieval": {"uri"},
+                    "embedding": {"weights", "path"},
+                    "num_threads": True,
+                },
+            ),
+            "embedder": digest_of_file(Path(weights)) if weights else None,
             "planted": planted.model_dump(mode="json") if planted else None,
             "pile": pile.digest(num_threads=threads),
             "evaluation": evaluation.digest(num_threads=threads),
@@ -84,6 +93,7 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
         parents=(),
         work=work,
         metrics=_numbers,
+        holds=lambda manifest, _: (Path(manifest.shards_uri) / INDEX_NAME).is_file(),
     )
 
 

@@ -11,6 +11,9 @@ from itertools import accumulate
 from components.runtime.manifests import digest_of
 from components.runtime.storage import ObjectSource, StoredObject, open_source
 
+UNREADABLE = "unreadable"
+"""Stands for the content of a file that cannot be read."""
+
 
 class StoredImages:
     """Files of one or more places, numbered one after the other."""
@@ -49,7 +52,10 @@ class StoredImages:
         _, item = self._find(number)
         if item.etag:
             return f"{item.size_bytes}-{item.etag}"
-        return hashlib.sha256(self.read(number)).hexdigest()
+        try:
+            return hashlib.sha256(self.read(number)).hexdigest()
+        except OSError:
+            return UNREADABLE
 
     def _find(self, number: int) -> tuple[int, StoredObject]:
         place = bisect_right(self._ends, number)

@@ -9,6 +9,7 @@ COMMAND = ["python3", "-m", "components.evaluate"]
 def evaluate(
     config: str,
     context: str,
+    kubeflow_run: str,
     dataset: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Input[dsl.Model],
     report: dsl.Output[dsl.Artifact],
@@ -19,6 +20,7 @@ def evaluate(
     Args:
         config: Settings of the stage as JSON.
         context: Work directory, run identity and tracking as JSON.
+        kubeflow_run: Identity of the Kubeflow run, for a context without one.
         dataset: Manifest of the curated data set, for collapse indicators.
         checkpoint: Manifest of the teacher.
         report: Manifest of the numbers and pictures.
@@ -32,6 +34,8 @@ def evaluate(
             config,
             "--context",
             context,
+            "--kubeflow-run",
+            kubeflow_run,
             "--dataset",
             dataset.path,
             "--checkpoint",

@@ -29,6 +29,7 @@ from components.runtime.registry import (
     Registry,
 )
 from components.runtime.stage import Stage, Workplace, context_of, run_stage, stage_parser
+from components.runtime.tracking import StageRun
 
 MODEL_CODE = Path(__file__).parent / "teacher_model.py"
 
@@ -58,7 +59,14 @@ def _stage(args: argparse.Namespace) -> Stage[Registration]:
         parents=(dataset, checkpoint, report),
         work=work,
         metrics=lambda registration: {"model_version": float(registration.model_version)},
+        holds=_holds,
     )
+
+
+def _holds(registration: Registration, run: StageRun) -> bool:
+    """Whether the registry still has the version under the alias that it was given."""
+    found = Registry(run, registration.model_name).under_alias(registration.alias)
+    return found is not None and found.version == registration.model_version
 
 
 def _register(

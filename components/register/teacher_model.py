@@ -32,7 +32,7 @@ IMAGE_COLUMN = "image"
 Items = Sequence[object] | NDArray[Any]
 OUTPUTS = ("cls", "cls+patch_mean")
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "ICO")
-_DAMAGE = (OSError, EOFError, ValueError, SyntaxError, TypeError, LookupError, struct.error)
+_DAMAGE = (OSError, EOFError, ValueError, SyntaxError, TypeError, LookupError, RuntimeError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,7 +333,7 @@ def _image(item: object, index: int, num_channels: int) -> Image.Image:
         with Image.open(io.BytesIO(_content(item)), formats=FORMATS) as image:
             upright = _eight_bit(ImageOps.exif_transpose(image))
             return upright.convert("L" if num_channels == 1 else "RGB")
-    except (*_DAMAGE, Image.DecompressionBombError) as error:
+    except (*_DAMAGE, struct.error, Image.DecompressionBombError) as error:
         shown = f"{item!r:.80}" if isinstance(item, str | Path) else type(item).__name__
         shown = f"{len(item)} bytes" if isinstance(item, bytes) else shown
         raise ValueError(

@@ -42,11 +42,20 @@ class Registry:
     model_name: str
 
     def under_alias(self, alias: str) -> RegisteredVersion | None:
-        """The version that an alias points at; None if nothing does."""
+        """The version that an alias points at; None if nothing does.
+
+        Raises:
+            MlflowException: The registry does not answer; that is not the same as no version.
+        """
         try:
-            found = self.run.client.get_model_version_by_alias(self.model_name, alias)
-        except MlflowException:
+            model = self.run.client.get_registered_model(self.model_name)
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return None
+            raise
+        if alias not in model.aliases:
             return None
+        found = self.run.client.get_model_version_by_alias(self.model_name, alias)
         return RegisteredVersion(version=int(found.version), tags=dict(found.tags))
 
     def add(

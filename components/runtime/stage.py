@@ -10,6 +10,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -21,7 +22,13 @@ from components.runtime.outputs import write_executor_output
 from components.runtime.processes import die_with_parent
 from components.runtime.progress import Reporter
 from components.runtime.storage import StorageError
-from components.runtime.tracking import StageRun, Tracker, TrackingUnreachable, package_version
+from components.runtime.tracking import (
+    TRACKING_ERRORS,
+    StageRun,
+    Tracker,
+    TrackingUnreachable,
+    package_version,
+)
 from dinov2_core.config import Frozen
 
 logger = logging.getLogger(__name__)
@@ -74,6 +81,8 @@ class Stage(Generic[Output]):
     """Does it."""
     metrics: Callable[[Output], dict[str, float]]
     """Numbers to show for a manifest."""
+    holds: Callable[[Output, StageRun], bool] = lambda manifest, _: Path(manifest.uri).exists()
+    """Whether what an earlier manifest describes is still there."""
 
 
 def stage_parser(description: str, *inputs: str) -> argparse.ArgumentParser:
@@ -84,6 +93,7 @@ def stage_parser(description: str, *inputs: str) -> argparse.ArgumentParser:
     for name in inputs:
         parser.add_argument(f"--{name}", required=True, type=Path, help=f"manifest: {name}")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
+    parser.add_argument("--kubeflow-run", default="", help="identity of the Kubeflow run")
     parser.add_argument("--executor-input", default="", help="what Kubeflow says of the outputs")
     return parser
 
@@ -91,7 +101,8 @@ def stage_parser(description: str, *inputs: str) -> argparse.ArgumentParser:
 def context_of(args: argparse.Namespace) -> RunContext:
     """The run context, with Kubeflow's run identity where none was given."""
     context = RunContext.model_validate_json(args.context)
-    return context if context.run_id else context.model_copy(update={"run_id": "local"})
+    run_id = context.run_id or args.kubeflow_run or "by-hand"
+    return context.model_copy(update={"run_id": run_id})
 
 
 def entry_point(name: str, main: Callable[[], int]) -> int:
@@ -140,8 +151,9 @@ def run_stage(
         write_executor_output(args.executor_input, manifest=manifest, metrics=numbers)
     except BaseException as error:
         report.finish("failed", detail=_said(error))
-        attempt.run.set_tags({"dinopipe.error": _said(error)})
-        attempt.run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        with suppress(*TRACKING_ERRORS):  # the server's death must not hide what went wrong
+            attempt.run.set_tags({"dinopipe.error": _said(error)})
+            attempt.run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     attempt.run.end("FINISHED")
     report.finish("cached" if is_cached else "succeeded", manifest_uri=str(attempt.finished))
@@ -180,13 +192,21 @@ class _Attempt(Generic[Output]):
         """Manifest that is written last."""
         return self.directory / "manifest.json"
 
+    def _is_at_home(self, manifest: Output) -> bool:
+        """Whether a manifest's files lie where it does: a work directory may have been moved."""
+        place = Path(manifest.uri)
+        return not place.is_absolute() or place.is_relative_to(self.directory)
+
     def result(self, report: Reporter) -> tuple[Output, bool]:
         """The manifest, and whether it was there already."""
         stage, run = self.stage, self.run
         if self.finished.exists():
             manifest = stage.manifest_type.read(self.finished)
-            run.set_tags({"dinopipe.cached_from": manifest.mlflow_run_id})
-            return manifest, True
+            if self._is_at_home(manifest) and stage.holds(manifest, run):
+                run.set_tags({"dinopipe.cached_from": manifest.mlflow_run_id})
+                return manifest, True
+            logger.info("what %s describes is gone or was moved; doing it again", self.finished)
+            self.finished.unlink()
         run.log_params(json.loads(stage.settings.model_dump_json()))
         place = Workplace(
             directory=self.directory,

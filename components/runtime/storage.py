@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import boto3
 import pyarrow
@@ -17,9 +16,15 @@ import pyarrow.parquet as parquet
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
+PARQUET_MAGIC = b"PAR1"
 
-class StorageError(Exception):
-    """An object could not be listed or read; the message says which and what to do."""
+
+class StorageError(ValueError):
+    """A place could not be listed or reached; the message says which and what to do."""
+
+
+class ObjectUnreadable(OSError):
+    """One object cannot be read, while the store answers; the others may be fine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +73,7 @@ class LocalSource:
         root, paths = self._root_and_paths()
         items = [
             StoredObject(
-                key=path.relative_to(root).as_posix(), uri=str(path), size_bytes=path.stat().st_size
+                key=path.relative_to(root).as_posix(), uri=str(path), size_bytes=_size(path)
             )
             for path in paths
         ]
@@ -86,20 +91,55 @@ class LocalSource:
             return root.parent, iter([root])
         if not globbing.has_magic(self.pattern):
             raise StorageError(
-                f"folder {self.pattern} does not exist; set images.uri to an existing folder, "
-                f"a glob pattern, a Parquet file or an s3:// prefix"
+                f"folder {self.pattern} does not exist; name an existing folder or file, a glob "
+                f"pattern, a Parquet file or an s3:// prefix"
             )
         matches = [Path(path) for path in globbing.glob(self.pattern, recursive=True)]
-        return _fixed_part(self.pattern), (path for path in matches if path.is_file())
+        return _fixed_folder(self.pattern), (path for path in matches if path.is_file())
 
 
 def _files_below(root: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(root):
+    """Files of a folder and of the folders that it holds or links to, each folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise StorageError(
+            f"folder {error.filename} cannot be read ({error.strerror}); check its permissions"
+        ) from error
+
+    seen: set[tuple[int, int]] = set()
+    for folder, names, files in os.walk(root, followlinks=True, onerror=refuse):
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            names.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
         names[:] = sorted(name for name in names if not name.startswith("."))
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
-def _fixed_part(pattern: str) -> Path:
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 for one that cannot be looked at, which reading will then tell."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _is_table(path: Path) -> bool:
+    """Whether a file is Parquet, by its first bytes: its name may say anything."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
+    except OSError:
+        return path.suffix == ".parquet"
+
+
+def fixed_part(place: str) -> str:
+    """A path itself, or of a glob pattern the folder before its first magic part."""
+    return str(_fixed_folder(place)) if globbing.has_magic(place) else place
+
+
+def _fixed_folder(pattern: str) -> Path:
     parts = Path(pattern).parts
     return Path(*parts[: _first_magic(parts)])
 
@@ -129,7 +169,15 @@ class ParquetSource:
                 f"{path} has columns {', '.join(columns)}; a column `image` with the bytes of "
                 f"image files is needed"
             )
-        self._images = parquet.read_table(path, columns=["image"])["image"]
+        column = parquet.read_table(path, columns=["image"])["image"]
+        if pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+            column = compute.struct_field(column, "bytes")
+        if not (pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type)):
+            raise StorageError(
+                f"{path} has a column `image` of type {column.type}; it must hold the bytes of "
+                f"image files, or structs with a field `bytes`"
+            )
+        self._images = column
 
     def objects(self) -> list[StoredObject]:
         """One object per row, in the order of the file."""
@@ -182,15 +230,24 @@ class S3Source:
         """Bytes of one object, retried by the client before it gives up.
 
         Raises:
-            StorageError: As for `objects`.
+            ObjectUnreadable: The store refuses this object.
+            StorageError: The store does not answer, or there are no credentials.
         """
-        parts = urlsplit(item.uri)
+        bucket, key = _bucket_and_key(item.uri)
         try:
-            answer = self.client.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))
+            answer = self.client.get_object(Bucket=bucket, Key=key)
             body: bytes = answer["Body"].read()
             return body
-        except (BotoCoreError, ClientError) as error:
+        except ClientError as error:
+            raise ObjectUnreadable(str(_explained(error, item.uri))) from error
+        except BotoCoreError as error:
             raise _explained(error, item.uri) from error
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    """The two parts of an s3:// URI; a key may hold any character, `#` and `?` too."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
 
 
 def open_source(uri: str) -> ObjectSource:
@@ -200,12 +257,12 @@ def open_source(uri: str) -> ObjectSource:
         StorageError: A Parquet file is missing or has no images.
     """
     if not is_remote(uri):
-        is_table = uri.endswith(".parquet") and not globbing.has_magic(uri)
-        return ParquetSource(Path(uri)) if is_table else LocalSource(pattern=uri)
-    parts = urlsplit(uri)
-    prefix = parts.path.lstrip("/")
+        path = Path(uri)
+        is_table = not path.is_dir() and not globbing.has_magic(uri) and _is_table(path)
+        return ParquetSource(path) if is_table else LocalSource(pattern=uri)
+    bucket, prefix = _bucket_and_key(uri)
     folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
-    return S3Source(bucket=parts.netloc, prefix=folder, client=_s3_client())
+    return S3Source(bucket=bucket, prefix=folder, client=_s3_client())
 
 
 def find_object(uri: str) -> StoredObject:
@@ -214,10 +271,9 @@ def find_object(uri: str) -> StoredObject:
     Raises:
         StorageError: There is no such object, or as for `S3Source.objects`.
     """
-    parts = urlsplit(uri)
-    key = parts.path.lstrip("/")
+    bucket, key = _bucket_and_key(uri)
     try:
-        head = _s3_client().head_object(Bucket=parts.netloc, Key=key)
+        head = _s3_client().head_object(Bucket=bucket, Key=key)
     except (BotoCoreError, ClientError) as error:
         raise _explained(error, uri) from error
     return StoredObject(key=key, uri=uri, size_bytes=head["ContentLength"], etag=head["ETag"])
@@ -239,7 +295,8 @@ def fetch_object(uri: str, *, directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        _s3_client().download_file(urlsplit(uri).netloc, item.key, str(partial))
+        bucket, key = _bucket_and_key(uri)
+        _s3_client().download_file(bucket, key, str(partial))
     except (BotoCoreError, ClientError) as error:
         partial.unlink(missing_ok=True)
         raise _explained(error, uri) from error

@@ -33,8 +33,12 @@ BATCH = 900
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class TrackingUnreachable(Exception):
+class TrackingUnreachable(ValueError):
     """The tracking server does not answer; the message says what to check."""
+
+
+TRACKING_ERRORS = (TrackingUnreachable, MlflowException, requests.RequestException)
+"""What talking to a server that has died may raise."""
 
 
 def check_reachable(uri: str, *, timeout_seconds: float = 3.0) -> None:
@@ -92,13 +96,16 @@ def package_version(package: str) -> str:
 
 
 def _git_commit() -> str:
-    answer = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git here
+        return ""
     return answer.stdout.strip() if answer.returncode == 0 else ""
 
 

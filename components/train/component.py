@@ -9,6 +9,7 @@ COMMAND = ["python3", "-m", "components.train"]
 def pretrain(
     config: str,
     context: str,
+    kubeflow_run: str,
     dataset: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -18,6 +19,7 @@ def pretrain(
     Args:
         config: Settings of the stage as JSON.
         context: Work directory, run identity and tracking as JSON.
+        kubeflow_run: Identity of the Kubeflow run, for a context without one.
         dataset: Manifest of the curated data set.
         checkpoint: Manifest of the teacher and of the resumable state.
         metrics: Last losses and throughput.
@@ -32,6 +34,8 @@ def pretrain(
             config,
             "--context",
             context,
+            "--kubeflow-run",
+            kubeflow_run,
             "--dataset",
             dataset.path,
             "--output",
@@ -46,6 +50,7 @@ def pretrain(
 def finetune(
     config: str,
     context: str,
+    kubeflow_run: str,
     dataset: dsl.Input[dsl.Dataset],
     pretrained: dsl.Input[dsl.Model],
     checkpoint: dsl.Output[dsl.Model],
@@ -56,6 +61,7 @@ def finetune(
     Args:
         config: Settings of the stage as JSON.
         context: Work directory, run identity and tracking as JSON.
+        kubeflow_run: Identity of the Kubeflow run, for a context without one.
         dataset: Manifest of the curated data set.
         pretrained: Manifest of the teacher to start from.
         checkpoint: Manifest of the teacher and of the resumable state.
@@ -71,6 +77,8 @@ def finetune(
             config,
             "--context",
             context,
+            "--kubeflow-run",
+            kubeflow_run,
             "--dataset",
             dataset.path,
             "--pretrained",

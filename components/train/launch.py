@@ -113,6 +113,7 @@ def _stage(
         parents=(dataset, pretrained) if pretrained else (dataset,),
         work=work,
         metrics=_metrics,
+        holds=lambda manifest, _: Path(manifest.teacher_uri).is_file(),
     )
 
 

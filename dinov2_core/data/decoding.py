@@ -26,6 +26,7 @@ _DAMAGE = (
     IndexError,
     KeyError,
     struct.error,
+    RuntimeError,  # the AVIF decoder's
 )
 
 

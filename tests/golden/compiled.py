@@ -6,11 +6,13 @@ import tempfile
 from pathlib import Path
 
 from pipelines.dinov2 import compile_pipeline
+from pipelines.placement import Volume
 from pipelines.spec import load_spec
 from tests.pipelines.specs import demo_values, write_spec
 
 GOLDEN = Path(__file__).parent / "pipeline.yaml"
 CONTEXT = '{"workdir":"/mnt/dinopipe"}'
+VOLUME = Volume(claim="dinopipe-work", mount_path="/mnt/dinopipe")
 
 
 def portable_spec(folder: Path) -> Path:
@@ -24,4 +26,4 @@ def portable_spec(folder: Path) -> Path:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         spec = load_spec(portable_spec(Path(folder)))
-        compile_pipeline(spec, context=CONTEXT, path=GOLDEN)
+        compile_pipeline(spec, context=CONTEXT, path=GOLDEN, volume=VOLUME)

@@ -11,7 +11,7 @@ import yaml
 
 from pipelines.dinov2 import compile_pipeline
 from pipelines.spec import load_spec
-from tests.golden.compiled import CONTEXT, GOLDEN, portable_spec
+from tests.golden.compiled import CONTEXT, GOLDEN, VOLUME, portable_spec
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def spec_path(tmp_path: Path) -> Path:
 
 
 def compiled(spec_path: Path, output: Path) -> str:
-    compile_pipeline(load_spec(spec_path), context=CONTEXT, path=output)
+    compile_pipeline(load_spec(spec_path), context=CONTEXT, path=output, volume=VOLUME)
     return output.read_text()
 
 

@@ -72,7 +72,9 @@ def test_plain_output_has_progress_and_no_noise(first: FirstRun) -> None:
 
 def test_mlflow_shows_one_parent_with_a_nested_run_per_stage(first: FirstRun) -> None:
     place = first.result["mlflow"]
-    client = mlflow.MlflowClient(tracking_uri=place["tracking_uri"])
+    client = mlflow.MlflowClient(
+        tracking_uri=place["tracking_uri"], registry_uri=place["tracking_uri"]
+    )
     parent = client.get_run(place["run_id"])
     assert parent.info.status == "FINISHED"
     assert parent.data.params["pretrain.learning.optimization.num_steps"] == "12"

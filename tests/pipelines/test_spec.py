@@ -36,6 +36,14 @@ def test_starting_weights_elsewhere_stay_as_they_are(tmp_path: Path, source: str
     assert spec.pretrain.initial_weights == source
 
 
+def test_paths_of_embedders_are_rooted_too(tmp_path: Path) -> None:
+    embedding = {"kind": "torchscript", "path": "sscd.pt"}
+    values = changed(demo_values(), {"curate__embedding": embedding})
+    spec = load_spec(write_spec(values, tmp_path / "s.yaml"))
+    assert spec.curate.embedding.weights_file == str(tmp_path / "sscd.pt")
+    assert spec.curate.embedding.weights_file in spec.local_places
+
+
 def test_a_remote_prefix_stays_as_it_is(tmp_path: Path) -> None:
     values = changed(demo_values(), {"images": {"uri": "s3://bucket/pile"}})
     assert load_spec(write_spec(values, tmp_path / "s.yaml")).images.uri == "s3://bucket/pile"
@@ -83,7 +91,21 @@ def test_a_remote_prefix_stays_as_it_is(tmp_path: Path) -> None:
         ({"evaluation_sets": []}, "images.planted.leaks"),
         (
             {"tracking": {"uri": "http://me:secret@host:5000"}},
-            "holds a password; take it out and set MLFLOW_TRACKING_USERNAME",
+            "holds a password or token; take it out and set MLFLOW_TRACKING_USERNAME",
+        ),
+        ({"tracking": {"uri": "https://token@host"}}, "holds a password or token"),
+        (
+            {"registry__challenger_alias": "champion"},
+            "registry.challenger_alias: 'champion' is the",
+        ),
+        ({"evaluate__image_size_pixels": 30}, "evaluate.image_size_pixels: 30 is not divisible"),
+        (
+            {"pretrain__learning__crops__standard_deviation": [0.3, 0.0, 0.3]},
+            "must be more than 0",
+        ),
+        (
+            {"pretrain__learning__backbone__num_channels": 2},
+            "backbone.num_channels: 2 is not known",
         ),
         ({"curate__embedding": {"kind": "pixel"}}, "curate.embedding: "),
         (

@@ -59,7 +59,10 @@ def do(work: Work, context: RunContext, output: Path, *, identity: object = 1) -
         }
     )
     args = argparse.Namespace(
-        output=output, executor_input=executor_input, context=context.model_dump_json()
+        output=output,
+        executor_input=executor_input,
+        context=context.model_dump_json(),
+        kubeflow_run="",
     )
     return run_stage("evaluate", args=args, prepare=lambda _: stage)
 
