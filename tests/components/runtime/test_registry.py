@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from safetensors.numpy import load_file
 
 from components.register.main import main
@@ -73,6 +76,16 @@ def test_the_gate_moves_aliases_and_keeps_its_reasons(
     embedded = champions(photographs[:3], 2)
     assert embedded.shape == (3, 32)
     assert not np.allclose(embedded, challengers(photographs[:3], 2))
+
+
+def test_a_registry_that_fails_is_not_one_without_a_champion(tracker: Tracker) -> None:
+    class Failing:
+        def get_registered_model(self, _: str) -> None:
+            raise MlflowException("time-out", error_code=INTERNAL_ERROR)
+
+    run = dataclasses.replace(tracker.stage("register", key="fail"), client=Failing())  # type: ignore[arg-type]
+    with pytest.raises(MlflowException, match="time-out"):
+        Registry(run, "registry-test").under_alias("champion")
 
 
 def test_a_model_that_is_not_there_is_told(tracker: Tracker) -> None:

@@ -93,6 +93,17 @@ def test_equal_work_is_taken_over_and_says_so(own: RunContext, tmp_path: Path) -
     assert [child.data.metrics for child in children] == [{"m": 0.5}]
 
 
+def test_a_work_directory_that_was_moved_is_not_believed(own: RunContext, tmp_path: Path) -> None:
+    work = Work()
+    do(work, own, tmp_path / "a.json")
+    finished = next(own.root.glob("stages/evaluate/*/manifest.json"))
+    for finished in own.root.glob("stages/evaluate/*/manifest.json"):
+        text = finished.read_text().replace(str(own.root), "/another/place")
+        finished.write_text(text)
+    do(work, own, tmp_path / "b.json")
+    assert work.times == 2
+
+
 def test_other_inputs_are_other_work(own: RunContext, tmp_path: Path) -> None:
     work = Work()
     do(work, own, tmp_path / "a.json", identity=1)

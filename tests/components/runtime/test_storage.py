@@ -10,6 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from components.runtime.storage import (
+    ObjectUnreadable,
     StorageError,
     fetch_object,
     find_object,
@@ -27,6 +28,37 @@ def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
     assert [item.key for item in items] == ["a/1.png", "b/2.png"]
     assert [source.read(item) for item in items] == [b"a/1.png", b"b/2.png"]
     assert [item.size_bytes for item in items] == [7, 7]
+
+
+def test_links_are_followed_once_and_a_broken_one_is_listed(tmp_path: Path) -> None:
+    real = tmp_path / "elsewhere"
+    real.mkdir()
+    (real / "1.png").write_bytes(b"1")
+    pile = tmp_path / "pile"
+    pile.mkdir()
+    (pile / "class").symlink_to(real)
+    (pile / "loop").symlink_to(pile)
+    (pile / "gone.png").symlink_to(tmp_path / "nothing")
+    source = open_source(str(pile))
+    items = {item.key: item for item in source.objects()}
+    assert set(items) == {"class/1.png", "gone.png"}
+    assert source.read(items["class/1.png"]) == b"1"
+    with pytest.raises(OSError, match="No such file"):
+        source.read(items["gone.png"])
+
+
+def test_a_table_is_known_by_its_content_and_may_hold_structs(tmp_path: Path) -> None:
+    path = tmp_path / "labels.pq"
+    parquet.write_table(pa.table({"image": [{"bytes": b"one", "path": "1.png"}]}), path)
+    source = open_source(str(path))
+    assert [source.read(item) for item in source.objects()] == [b"one"]
+
+
+def test_a_table_of_paths_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"image": ["1.png"]}), path)
+    with pytest.raises(StorageError, match="of type string; it must hold the bytes"):
+        open_source(str(path))
 
 
 def test_a_glob_pattern_keeps_keys_relative_to_its_fixed_part(tmp_path: Path) -> None:
@@ -55,7 +87,7 @@ def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_says_where_to_change_it() -> None:
-    with pytest.raises(StorageError, match="does not exist; set images.uri"):
+    with pytest.raises(StorageError, match="does not exist; name an existing folder"):
         open_source("/no/such/folder").objects()
 
 
@@ -96,6 +128,18 @@ def test_one_object_is_found_and_fetched(s3: str, tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
     with pytest.raises(StorageError, match="S3 answered 404 for s3://pile/a/none"):
         find_object("s3://pile/a/none")
+
+
+def test_an_object_may_have_any_name_and_be_gone(s3: str) -> None:
+    client = boto3.client("s3")
+    client.put_object(Bucket="pile", Key="odd/a#1?.jpg", Body=b"odd")
+    client.put_object(Bucket="pile", Key="odd/a", Body=b"another")
+    source = open_source("s3://pile/odd")
+    items = {item.key: item for item in source.objects()}
+    assert source.read(items["a#1?.jpg"]) == b"odd"
+    client.delete_object(Bucket="pile", Key="odd/a")
+    with pytest.raises(ObjectUnreadable, match="NoSuchKey"):
+        source.read(items["a"])
 
 
 def test_a_missing_bucket_is_named(s3: str) -> None:
