@@ -17,7 +17,9 @@ def problems(values: dict[str, Any], folder: Path) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["demo", "starter"])
+@pytest.mark.parametrize(
+    "name", sorted(path.stem for path in (REPOSITORY / "pipelines/specs").glob("*.yaml"))
+)
 def test_shipped_specs_are_right(name: str) -> None:
     assert isinstance(load_spec(REPOSITORY / f"pipelines/specs/{name}.yaml"), PipelineSpec)
 
