@@ -15,7 +15,7 @@ from rich.console import Console
 
 from components.runtime.context import RunContext
 from components.runtime.logging import set_up_logging
-from pipelines.problems import SpecError
+from pipelines.problems import Problem, SpecError
 from pipelines.spec import PipelineSpec, load_spec
 
 logger = logging.getLogger(__name__)
@@ -168,6 +168,10 @@ def _run(args: argparse.Namespace) -> int:
     from pipelines.summary import result_of, summary_rows, write_result
 
     spec = _checked(args.spec)
+    if spec.pretrain.topology.num_nodes > 1:
+        message = "is more than this one machine; set it to 1, or compile for a cluster"
+        nodes = spec.pretrain.topology.num_nodes
+        raise SpecError([Problem(path="pretrain.topology.num_nodes", value=nodes, message=message)])
     screen = console()
     live = screen.is_terminal
     run = run_locally(

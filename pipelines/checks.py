@@ -106,6 +106,13 @@ def _file_problems(spec: PipelineSpec) -> list[Problem]:
     weights = spec.pretrain.initial_weights
     if is_weights_file(weights):
         places.append(("pretrain.initial_weights", weights))
+    probe = spec.pretrain.probe
+    if probe is not None:
+        places += [
+            (f"pretrain.probe.{name}", place)
+            for name, place in (("train", probe.train), ("test", probe.test))
+            if place and not Path(place).is_dir()
+        ]
     problems = [
         Problem(path=path, value=place, message="does not exist; name an existing file")
         for path, place in places

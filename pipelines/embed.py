@@ -48,7 +48,8 @@ def embed_images(
     report = Reporter(None, stage="embed")
     failed = 0
     output.parent.mkdir(parents=True, exist_ok=True)
-    with parquet.ParquetWriter(output, SCHEMA) as writer:
+    partial = output.with_name(f".{output.name}.partial")
+    with parquet.ParquetWriter(partial, SCHEMA) as writer:
         for start in range(0, len(items), CHUNK):
             chunk = items[start : start + CHUNK]
             contents = [source.read(item) for item in chunk]
@@ -59,6 +60,7 @@ def embed_images(
                 pa.table({"uri": uris, "embedding": rows, "error": errors}, schema=SCHEMA)
             )
             report("embedding", min(start + CHUNK, len(items)), len(items))
+    partial.replace(output)
     return len(items), failed
 
 

@@ -61,7 +61,9 @@ def test_files_that_are_named_must_exist(pile: Path, tmp_path: Path) -> None:
         "curate__embedding": {"kind": "torchscript", "path": str(tmp_path / "sscd.pt")},
         "pretrain__initial_weights": "teacher.safetensors",
     }
+    changes["pretrain__probe"] = {"train": str(tmp_path / "labelled"), "every_steps": 4}
     text = problems(small_values(pile, **changes), tmp_path)
+    assert "pretrain.probe.train: " in text
     assert "curate.embedding.path: " in text
     assert "pretrain.initial_weights: " in text
 

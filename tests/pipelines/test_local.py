@@ -169,6 +169,13 @@ def test_an_unreachable_tracking_server_is_told_before_anything_starts(
     assert "start the server" in text
 
 
+def test_several_nodes_are_not_one_machine(pile: Path, tmp_path: Path) -> None:
+    values = small_values(pile, pretrain__topology={"num_nodes": 2})
+    assert "pretrain.topology.num_nodes: 2 is more than this one machine" in refused(
+        values, tmp_path
+    )
+
+
 def test_without_a_docker_engine_its_runner_is_refused(pile: Path, tmp_path: Path) -> None:
     spec = write_spec(small_values(pile), tmp_path / "spec.yaml")
     ended = dinopipe(
