@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import get_args
 
 from components.runtime.context import RunContext
@@ -24,39 +18,16 @@ from components.runtime.manifests import (
 from components.runtime.processes import exclusive_directory
 from components.runtime.stage import (
     Stage,
-    StageFailed,
     Workplace,
     context_of,
     run_stage,
     stage_parser,
 )
 from components.train.config import TrainStage
-from components.train.job import (
-    PREEMPTED,
-    Job,
-    Phase,
-    Result,
-    first_failure,
-    forget_outcome,
-    result_file,
-)
+from components.train.job import Job, Phase
+from components.train.local_launcher import run_ranks
 
 logger = logging.getLogger(__name__)
-
-GRACE_SECONDS = 120
-"""How long ranks may take to finish their step and write a checkpoint after SIGTERM."""
-
-
-class Preempted(SystemExit):
-    """The training was told to stop and can be continued; the process ends with code 75."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(PREEMPTED)
-        self.message = message
-
-    def __str__(self) -> str:
-        """The message."""
-        return self.message
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -205,91 +176,6 @@ def _train(
         final_losses=result.final_losses,
         images_per_second=result.images_per_second,
     )
-
-
-def run_ranks(job: Job, *, lock: int) -> Result:
-    """Run all ranks of a job with torchrun until they end.
-
-    The one place that knows how ranks are started: a launcher for several machines belongs
-    behind this function.
-
-    Args:
-        job: What to train.
-        lock: Descriptor of the directory's lock, which the ranks' parent keeps as well.
-
-    Returns:
-        What rank 0 left.
-
-    Raises:
-        StageFailed: A rank failed or was killed.
-        Preempted: The ranks were told to stop and wrote a checkpoint.
-    """
-    forget_outcome(job.root)
-    job.root.mkdir(parents=True, exist_ok=True)
-    job.file.write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    process = subprocess.Popen(
-        _command(job),
-        env={"KINETO_LOG_LEVEL": "99"}  # the profiler talks to standard error
-        | os.environ
-        | {"OMP_NUM_THREADS": str(job.stage.topology.threads_per_process)},
-        pass_fds=(lock,),
-        start_new_session=True,
-    )
-    with _stopped_with_us(process):
-        code = process.wait()
-    return _result(job, code=code)
-
-
-def _command(job: Job) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "components.train.agent",
-        "--standalone",
-        f"--nproc-per-node={job.stage.topology.processes_per_node}",
-        f"--shutdown-timeout={GRACE_SECONDS}",
-        "-m",
-        "components.train.worker",
-        str(job.file),
-    ]
-
-
-@contextmanager
-def _stopped_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass SIGTERM and an interrupt on to the ranks, and leave none of them behind."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        logger.info("stopping: the ranks finish their step and write a checkpoint")
-        process.terminate()
-
-    earlier = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for name, handler in earlier.items():
-            signal.signal(name, handler)
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def _result(job: Job, *, code: int) -> Result:
-    failure = first_failure(job.root)
-    if failure is not None:
-        where = "" if failure.can_be_fixed else f"rank {failure.rank} failed: "
-        raise StageFailed(f"{where}{failure.message}")
-    path = result_file(job.root)
-    if not path.exists():
-        raise StageFailed(
-            f"the ranks ended with code {code} and no result, so one of them was killed (out of "
-            "memory?); start again to continue from the last checkpoint"
-        )
-    result = Result.model_validate_json(path.read_text(encoding="utf-8"))
-    if not result.is_finished:
-        raise Preempted(
-            f"stopped after step {result.step}, with a checkpoint; start again to continue"
-        )
-    return result
 
 
 def _metrics(manifest: CheckpointManifest) -> dict[str, float]:
