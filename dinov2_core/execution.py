@@ -18,6 +18,11 @@ class Execution(Frozen):
     """
     compiles_blocks: bool = False
     """Compile the blocks with torch.compile; rounds differently, needs a C++ compiler on CPUs."""
+    attention_kernel: Literal["fastest", "varlen", "xformers", "flex", "per_group"] = "fastest"
+    """How attention is computed: in one launch over all crops by torch's variable-length flash
+    kernel (varlen), by xformers under a block-diagonal mask (extra `gpu`) or by torch's flex
+    attention, all three on CUDA in bf16; or crop group by crop group, everywhere. fastest takes
+    the first of varlen, xformers and per_group that runs on the device."""
     pads_masked_patches: bool = False
     """Fill the masked patches of a rank up to the most there can be, so that no shape changes from
     step to step. Costs head computations: about 6 % on one rank, up to 3 times on many."""

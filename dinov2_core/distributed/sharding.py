@@ -34,6 +34,9 @@ _KEPT_OPERATORS = frozenset(
 )
 """Costly to compute; everything else in a block is cheap and large."""
 
+_ATTENTION_LIBRARIES = frozenset({"torch_attn", "xformers", "xformers_flash", "xformers_flash3"})
+"""Namespaces of packed attention kernels, which a block calls in its forward pass only."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sharding:
@@ -153,7 +156,8 @@ def _selective_contexts() -> tuple[AbstractContextManager[None], AbstractContext
 
 
 def _keep_costly(_context: object, operator: object, *_args: object, **_kw: object) -> object:
-    is_kept = operator in _KEPT_OPERATORS
+    library = getattr(operator, "namespace", "")
+    is_kept = operator in _KEPT_OPERATORS or library in _ATTENTION_LIBRARIES
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim import AdamW
 
 from dinov2_core.config import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
@@ -26,32 +25,28 @@ from dinov2_core.distributed.checkpoint import (
 from dinov2_core.distributed.checkpoint_writer import CheckpointWriter
 from dinov2_core.distributed.export import export_weights
 from dinov2_core.distributed.mesh import Ranks
-from dinov2_core.distributed.sharding import Sharding, shard_averaged, shard_trained
 from dinov2_core.training.accumulation import accumulate_gradients
+from dinov2_core.training.assembly import adamw, shard_student_teacher
 from dinov2_core.training.guard_state import (
     Diagnosis,
     GuardState,
     findings_of,
 )
 from dinov2_core.training.initialization import build_student_teacher
-from dinov2_core.training.parameter_groups import apply_schedule, parameter_groups
+from dinov2_core.training.parameter_groups import apply_schedule
 from dinov2_core.training.random_state import seed_step
 from dinov2_core.training.schedules import schedule_at
 from dinov2_core.training.starting_weights import load_starting_weights
 from dinov2_core.training.step_clock import StepClock
 from dinov2_core.training.step_report import StepNumbers, StepReport, agree_on_numbers
-from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.training.training_state import (
     settings_identity,
-    start_moments,
     training_state,
 )
 from dinov2_core.vit.transformer import Features
 from dinov2_core.weights.loading import LoadReport
 
 logger = logging.getLogger(__name__)
-
-ADAM_EPSILON = 1e-8
 
 
 class TrainingRun:
@@ -351,32 +346,3 @@ class TrainingRun:
         )
         writer.prepare(self._state())
         return writer
-
-
-def shard_student_teacher(model: StudentTeacher, *, ranks: Ranks) -> None:
-    """Split student and teacher over the ranks and run them as the settings say."""
-    execution = model.config.execution
-    sharding = Sharding(
-        precision=model.config.precision,
-        recomputes_activations=execution.recomputes_activations,
-        compiles_blocks=execution.compiles_blocks,
-    )
-    student, teacher = model.student, model.teacher
-    shard_trained(
-        student.children(), blocks=student.backbone.blocks, mesh=ranks.mesh, sharding=sharding
-    )
-    shard_averaged(
-        teacher.children(), blocks=teacher.backbone.blocks, mesh=ranks.mesh, sharding=sharding
-    )
-
-
-def adamw(model: StudentTeacher, *, config: TrainingConfig) -> AdamW:
-    """AdamW over the student's parameters, learning rates left to the schedule."""
-    optimizer = AdamW(
-        parameter_groups(model.student, optimization=config.optimization),
-        betas=config.optimization.adam_betas,
-        eps=ADAM_EPSILON,
-        foreach=True,
-    )
-    start_moments(optimizer)
-    return optimizer

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dinov2_core.vit.attention import Attention, CropGroup
+from dinov2_core.vit.attention import Attention
 from dinov2_core.vit.feed_forward import FeedForward, feed_forward
+from dinov2_core.vit.packing import CropGroup
 from dinov2_core.vit.stochastic_depth import add_residual
 
 NORM_EPSILON = 1e-6

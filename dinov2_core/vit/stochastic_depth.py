@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dinov2_core.vit.attention import CropGroup, split_rows
+from dinov2_core.vit.packing import CropGroup, split_rows
 
 
 class Branch(Protocol):

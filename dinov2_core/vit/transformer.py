@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dinov2_core.vit.attention import CropGroup, split_rows
 from dinov2_core.vit.block import NORM_EPSILON, Block, LayerScale
 from dinov2_core.vit.feed_forward import FeedForward
+from dinov2_core.vit.packing import CropGroup, split_rows
 from dinov2_core.vit.patch_embed import PatchEmbed
 from dinov2_core.vit.position import resample_positions
 

@@ -51,8 +51,9 @@ from dinov2_core.distributed.export import export_weights
 from dinov2_core.distributed.mesh import Ranks, process_group
 from dinov2_core.distributed.sharding import Sharding, shard_averaged
 from dinov2_core.training.accumulation import accumulate_gradients
+from dinov2_core.training.assembly import adamw, shard_student_teacher
 from dinov2_core.training.initialization import build_student_teacher
-from dinov2_core.training.loop import TrainingRun, adamw, shard_student_teacher
+from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.parameter_groups import apply_schedule
 from dinov2_core.training.schedules import schedule_at
 from dinov2_core.training.step_report import agree_on_numbers

@@ -16,8 +16,8 @@ from dinov2_core.config import (
     SoftmaxCentering,
     TrainingConfig,
 )
+from dinov2_core.training.assembly import adamw
 from dinov2_core.training.initialization import build_student_teacher
-from dinov2_core.training.loop import adamw
 from dinov2_core.training.training_state import settings_identity, training_state
 
 CONFIG = TrainingConfig(

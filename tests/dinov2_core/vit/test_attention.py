@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dinov2_core.vit.attention import Attention, CropGroup
+from dinov2_core.vit.attention import Attention
+from dinov2_core.vit.packing import CropGroup
 
 
 def test_packed_attention_equals_masked_softmax_over_the_whole_sequence() -> None:

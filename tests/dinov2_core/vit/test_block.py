@@ -1,7 +1,7 @@
 import torch
 
-from dinov2_core.vit.attention import CropGroup
 from dinov2_core.vit.block import Block, LayerScale
+from dinov2_core.vit.packing import CropGroup
 
 
 def make_block(*, drop_path_rate: float) -> Block:

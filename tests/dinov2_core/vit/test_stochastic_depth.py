@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dinov2_core.vit.attention import CropGroup
+from dinov2_core.vit.packing import CropGroup
 from dinov2_core.vit.stochastic_depth import add_residual, keep_crops
 
 GROUPS = (CropGroup(num_crops=6, num_tokens=3), CropGroup(num_crops=10, num_tokens=2))

@@ -1,0 +1,69 @@
+"""Puts student, teacher and optimizer together as the settings say: kernels, sharding, AdamW."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import AdamW
+
+from dinov2_core.config import TrainingConfig
+from dinov2_core.distributed.mesh import Ranks
+from dinov2_core.distributed.sharding import Sharding, shard_averaged, shard_trained
+from dinov2_core.training.parameter_groups import parameter_groups
+from dinov2_core.training.student_teacher import StudentTeacher
+from dinov2_core.training.training_state import start_moments
+from dinov2_core.vit.attention import Attention
+from dinov2_core.vit.attention_kernels import check_kernel, fastest_kernel
+from dinov2_core.vit.transformer import VisionTransformer
+
+ADAM_EPSILON = 1e-8
+
+
+def shard_student_teacher(model: StudentTeacher, *, ranks: Ranks) -> None:
+    """Split student and teacher over the ranks and run them as the settings say."""
+    execution = model.config.execution
+    sharding = Sharding(
+        precision=model.config.precision,
+        recomputes_activations=execution.recomputes_activations,
+        compiles_blocks=execution.compiles_blocks,
+    )
+    student, teacher = model.student, model.teacher
+    for backbone in (student.backbone, teacher.backbone):
+        _choose_attention(backbone, config=model.config, device=ranks.device)
+    shard_trained(
+        student.children(), blocks=student.backbone.blocks, mesh=ranks.mesh, sharding=sharding
+    )
+    shard_averaged(
+        teacher.children(), blocks=teacher.backbone.blocks, mesh=ranks.mesh, sharding=sharding
+    )
+
+
+def _choose_attention(
+    backbone: VisionTransformer, *, config: TrainingConfig, device: torch.device
+) -> None:
+    """Let every block compute attention by the named kernel, or by the fastest there is.
+
+    Raises:
+        KernelUnavailable: The named one does not run on this device in this precision.
+    """
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    named = config.execution.attention_kernel
+    if named == "fastest":
+        kernel = fastest_kernel(device, dtype=dtype)
+    else:
+        kernel = named
+        check_kernel(kernel, device=device, dtype=dtype)
+    for module in backbone.modules():
+        if isinstance(module, Attention):
+            module.kernel = kernel
+
+
+def adamw(model: StudentTeacher, *, config: TrainingConfig) -> AdamW:
+    """AdamW over the student's parameters, learning rates left to the schedule."""
+    optimizer = AdamW(
+        parameter_groups(model.student, optimization=config.optimization),
+        betas=config.optimization.adam_betas,
+        eps=ADAM_EPSILON,
+        foreach=True,
+    )
+    start_moments(optimizer)
+    return optimizer
