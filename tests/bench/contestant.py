@@ -1,0 +1,120 @@
+"""One side of the measurement in a process of its own: `python -m tests.bench.contestant NAME`.
+
+Reads a number of steps per line and answers with one JSON object per line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dinov2_core.data.crops import CropRecipe
+from dinov2_core.data.loader import PretrainLoader
+from dinov2_core.data.masking import MaskRecipe
+from dinov2_core.data.shards import ShardReader
+from dinov2_core.distributed.mesh import process_group
+from dinov2_core.training.loop import TrainingRun
+from dinov2_core.training.schedules import schedule_at
+from tests.bench.naive import NaiveTrainer
+from tests.bench.workload import training_config, write_shards
+
+NUM_THREADS = 2
+MATRIX_SIDE = 2048
+Phases = dict[str, float]
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    torch.set_num_threads(NUM_THREADS)
+    contestant = {"product": product, "naive": naive, "bf16": matrices, "fp32": matrices}[
+        sys.argv[1]
+    ]
+    baseline = memory_bytes("VmRSS")
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder) / "shards"
+        write_shards(shards)
+        steps = contestant(shards)
+        tell(num_flops=counted_flops(lambda: next(steps)))
+        for line in sys.stdin:
+            phases = [next(steps) for _ in range(int(line))]
+            tell(
+                phases=phases,
+                peak_bytes=memory_bytes("VmHWM"),
+                added_bytes=memory_bytes("VmHWM") - baseline,
+            )
+
+
+def product(shards: Path) -> Iterator[Phases]:
+    """Steps of the training run itself, with its loader beside it."""
+    with tempfile.TemporaryDirectory() as folder, process_group() as ranks:
+        run = TrainingRun(
+            training_config(), ranks=ranks, checkpoints=Path(folder) / "c", starting_weights=None
+        )
+        for report in run.steps(shards=shards, loader_threads=1):
+            yield {"total": report.seconds, **report.phase_seconds}
+
+
+def naive(shards: Path) -> Iterator[Phases]:
+    """Steps of the naive trainer on batches of the same loader."""
+    config = training_config()
+    trainer = NaiveTrainer(config)
+    side = config.crops.global_crop_size_pixels // config.backbone.patch_size_pixels
+    with (
+        ShardReader(shards) as reader,
+        PretrainLoader(
+            reader,
+            crops=CropRecipe(**config.crops.model_dump()),
+            masks=MaskRecipe(grid_height=side, grid_width=side, probability=0.5, ratio=(0.1, 0.5)),
+            seed=config.seed,
+            global_batch_size=config.optimization.global_batch_size,
+            rank=0,
+            world_size=1,
+            start_step=0,
+            num_threads=1,
+        ) as loader,
+    ):
+        for step, batch in enumerate(loader):
+            started = time.perf_counter()
+            trainer.step(batch, schedule=schedule_at(step, config=config))
+            yield {"total": time.perf_counter() - started}
+
+
+def matrices(_: Path) -> Iterator[Phases]:
+    """Products of two square matrices: what this machine can do at best."""
+    dtype = torch.bfloat16 if sys.argv[1] == "bf16" else torch.float32
+    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE).to(dtype) for _ in range(2))
+    while True:
+        started = time.perf_counter()
+        left @ right
+        yield {"total": time.perf_counter() - started}
+
+
+def counted_flops(step: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products of one step."""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return int(counter.get_total_flops())
+
+
+def memory_bytes(name: str) -> int:
+    """A figure of this process from the kernel: VmRSS now, VmHWM the most there was."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (line,) = (line for line in lines if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def tell(**values: object) -> None:
+    """One line for the parent."""
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
