@@ -1,31 +1,91 @@
 """The graph: curate >> pretrain >> finetune >> evaluate >> register."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from kfp import compiler, dsl
+from kfp.dsl import PipelineTask
 from kfp.dsl.graph_component import GraphComponent
 
 from components.curate.component import curate
 from components.evaluate.component import evaluate
 from components.register.component import register
 from components.train.component import finetune, pretrain
-from pipelines.placement import Volume, place
+from k8s.launchers import Processes, PyTorchJob, TrainJob
+from pipelines.placement import (
+    FOLLOWER,
+    Resources,
+    Volume,
+    launcher_of,
+    place,
+    place_on_cluster,
+)
 from pipelines.spec import PipelineSpec
 
 
-def build(spec: PipelineSpec, *, context: str, volume: Volume | None = None) -> GraphComponent:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """Puts the tasks of a spec where they belong."""
+
+    spec: PipelineSpec
+    volume: Volume | None
+    on_cluster: bool
+
+    @property
+    def config(self) -> dsl.PipelineConfig | None:
+        """Limits of the whole pipeline."""
+        if not self.on_cluster:
+            return None
+        deadline = self.spec.placement.deadlines.pipeline_seconds
+        return dsl.PipelineConfig(active_deadline_seconds=deadline)
+
+    def put(
+        self, task: PipelineTask, *, stage: str, resources: Resources, trains: bool = False
+    ) -> None:
+        """Place a task; one that trains may only follow its training on other pods."""
+        placement, is_single = self.spec.placement, isinstance(self.launcher, Processes)
+        follows = trains and not is_single
+        own = FOLLOWER if follows else resources
+        place(task, resources=own, image=self.spec.image, volume=self.volume)
+        if self.on_cluster:
+            is_heavy = (trains and is_single) or own.num_gpus > 0
+            place_on_cluster(
+                task, stage=stage, placement=placement, is_heavy=is_heavy, follows=follows
+            )
+
+    @property
+    def launcher(self) -> Processes | TrainJob | PyTorchJob:
+        """What starts the ranks of a training; here always processes."""
+        return self.spec.placement.launcher if self.on_cluster else Processes()
+
+    def launch(self, resources: Resources) -> str:
+        """How a training starts its ranks, JSON."""
+        if not self.on_cluster:
+            return self.launcher.model_dump_json()
+        return launcher_of(
+            self.spec.placement, resources=resources, image=self.spec.image, volume=self.volume
+        )
+
+
+def build(
+    spec: PipelineSpec, *, context: str, volume: Volume | None = None, on_cluster: bool = True
+) -> GraphComponent:
     """The pipeline of a spec; each stage's settings are a parameter that can be overridden.
 
     Args:
         spec: Checked spec.
         context: Default of the parameter `context`: work directory and tracking as JSON.
-        volume: Holds the work directory on a cluster; None on this machine.
+        volume: Holds the work directory on a cluster; None for that of the spec's placement.
+        on_cluster: Whether the spec's placement counts; on this machine it does not.
     """
-    image, resources = spec.image, spec.resources
+    resources = spec.resources
+    volume = (volume or spec.placement.volume) if on_cluster else None
+    places = _Places(spec=spec, volume=volume, on_cluster=on_cluster)
 
     @dsl.pipeline(
         name=f"dinopipe-{spec.name}",
         description="Curates images, trains a DINOv2 backbone, evaluates and registers it.",
+        pipeline_config=places.config,
     )
     def dinov2(
         context: str = context,
@@ -35,47 +95,49 @@ def build(spec: PipelineSpec, *, context: str, volume: Volume | None = None) -> 
         evaluate_config: str = spec.evaluate_stage.model_dump_json(),
         register_config: str = spec.registry.model_dump_json(),
     ) -> None:
-        job = dsl.PIPELINE_JOB_ID_PLACEHOLDER
-        curated = curate(config=curate_config, context=context, kubeflow_run=job)
-        place(curated, resources=resources.curate, image=image, volume=volume)
+        run = {"context": context, "kubeflow_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+        curated = curate(config=curate_config, **run)
+        places.put(curated, stage="curate", resources=resources.curate)
         dataset = curated.outputs["dataset"]
         pretrained = pretrain(
-            config=pretrain_config, context=context, kubeflow_run=job, dataset=dataset
+            config=pretrain_config,
+            launcher=places.launch(resources.pretrain),
+            dataset=dataset,
+            **run,
         )
-        place(pretrained, resources=resources.pretrain, image=image, volume=volume)
+        places.put(pretrained, stage="pretrain", resources=resources.pretrain, trains=True)
         finetuned = finetune(
             config=finetune_config,
-            context=context,
-            kubeflow_run=job,
+            launcher=places.launch(resources.finetune),
             dataset=dataset,
             pretrained=pretrained.outputs["checkpoint"],
+            **run,
         )
-        place(finetuned, resources=resources.finetune, image=image, volume=volume)
+        places.put(finetuned, stage="finetune", resources=resources.finetune, trains=True)
         checkpoint = finetuned.outputs["checkpoint"]
-        measured = evaluate(
-            config=evaluate_config,
-            context=context,
-            kubeflow_run=job,
-            dataset=dataset,
-            checkpoint=checkpoint,
-        )
-        place(measured, resources=resources.evaluate, image=image, volume=volume)
+        measured = evaluate(config=evaluate_config, dataset=dataset, checkpoint=checkpoint, **run)
+        places.put(measured, stage="evaluate", resources=resources.evaluate)
         registered = register(
             config=register_config,
-            context=context,
-            kubeflow_run=job,
             dataset=dataset,
             checkpoint=checkpoint,
             report=measured.outputs["report"],
+            **run,
         )
-        place(registered, resources=resources.registry, image=image, volume=volume)
+        places.put(registered, stage="register", resources=resources.registry)
 
     return dinov2
 
 
 def compile_pipeline(
-    spec: PipelineSpec, *, context: str, path: Path, volume: Volume | None = None
+    spec: PipelineSpec,
+    *,
+    context: str,
+    path: Path,
+    volume: Volume | None = None,
+    on_cluster: bool = True,
 ) -> None:
     """Write the intermediate representation that any Kubeflow Pipelines client can submit."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build(spec, context=context, volume=volume), package_path=str(path))
+    pipeline = build(spec, context=context, volume=volume, on_cluster=on_cluster)
+    compiler.Compiler().compile(pipeline, package_path=str(path))

@@ -9,6 +9,7 @@ COMMAND = ["python3", "-m", "components.train"]
 def pretrain(
     config: str,
     context: str,
+    launcher: str,
     kubeflow_run: str,
     dataset: dsl.Input[dsl.Dataset],
     checkpoint: dsl.Output[dsl.Model],
@@ -19,6 +20,7 @@ def pretrain(
     Args:
         config: Settings of the stage as JSON.
         context: Work directory, run identity and tracking as JSON.
+        launcher: How the ranks are started, as JSON.
         kubeflow_run: Identity of the Kubeflow run, for a context without one.
         dataset: Manifest of the curated data set.
         checkpoint: Manifest of the teacher and of the resumable state.
@@ -34,6 +36,8 @@ def pretrain(
             config,
             "--context",
             context,
+            "--launcher",
+            launcher,
             "--kubeflow-run",
             kubeflow_run,
             "--dataset",
@@ -50,6 +54,7 @@ def pretrain(
 def finetune(
     config: str,
     context: str,
+    launcher: str,
     kubeflow_run: str,
     dataset: dsl.Input[dsl.Dataset],
     pretrained: dsl.Input[dsl.Model],
@@ -61,6 +66,7 @@ def finetune(
     Args:
         config: Settings of the stage as JSON.
         context: Work directory, run identity and tracking as JSON.
+        launcher: How the ranks are started, as JSON.
         kubeflow_run: Identity of the Kubeflow run, for a context without one.
         dataset: Manifest of the curated data set.
         pretrained: Manifest of the teacher to start from.
@@ -77,6 +83,8 @@ def finetune(
             config,
             "--context",
             context,
+            "--launcher",
+            launcher,
             "--kubeflow-run",
             kubeflow_run,
             "--dataset",

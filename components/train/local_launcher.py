@@ -11,32 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from components.runtime.stage import StageFailed
-from components.train.job import (
-    PREEMPTED,
-    Job,
-    Result,
-    first_failure,
-    forget_outcome,
-    result_file,
-)
+from components.train.job import Job, Result, forget_outcome, write_job
+from components.train.outcome import outcome
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 120
 """How long ranks may take to finish their step and write a checkpoint after SIGTERM."""
-
-
-class Preempted(SystemExit):
-    """The training was told to stop and can be continued; the process ends with code 75."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(PREEMPTED)
-        self.message = message
-
-    def __str__(self) -> str:
-        """The message."""
-        return self.message
 
 
 def run_ranks(job: Job, *, lock: int) -> Result:
@@ -53,9 +34,8 @@ def run_ranks(job: Job, *, lock: int) -> Result:
         StageFailed: A rank failed or was killed.
         Preempted: The ranks were told to stop and wrote a checkpoint.
     """
-    forget_outcome(job.root)
-    job.root.mkdir(parents=True, exist_ok=True)
-    job.file.write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    forget_outcome(job)
+    write_job(job)
     process = subprocess.Popen(
         _command(job),
         env={"KINETO_LOG_LEVEL": "99"}  # the profiler talks to standard error
@@ -66,7 +46,7 @@ def run_ranks(job: Job, *, lock: int) -> Result:
     )
     with _stopped_with_us(process):
         code = process.wait()
-    return outcome(job, code=code)
+    return outcome(job, ended=f"with code {code}")
 
 
 def _command(job: Job) -> list[str]:
@@ -79,7 +59,7 @@ def _command(job: Job) -> list[str]:
         f"--shutdown-timeout={GRACE_SECONDS}",
         "-m",
         "components.train.worker",
-        str(job.file),
+        job.uri,
     ]
 
 
@@ -100,28 +80,3 @@ def _stopped_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
         if process.poll() is None:
             process.kill()
             process.wait()
-
-
-def outcome(job: Job, *, code: int) -> Result:
-    """What the ranks left when they ended.
-
-    Raises:
-        StageFailed: A rank failed or was killed.
-        Preempted: The ranks were told to stop and wrote a checkpoint.
-    """
-    failure = first_failure(job.root)
-    if failure is not None:
-        where = "" if failure.can_be_fixed else f"rank {failure.rank} failed: "
-        raise StageFailed(f"{where}{failure.message}")
-    path = result_file(job.root)
-    if not path.exists():
-        raise StageFailed(
-            f"the ranks ended with code {code} and no result, so one of them was killed (out of "
-            "memory?); start again to continue from the last checkpoint"
-        )
-    result = Result.model_validate_json(path.read_text(encoding="utf-8"))
-    if not result.is_finished:
-        raise Preempted(
-            f"stopped after step {result.step}, with a checkpoint; start again to continue"
-        )
-    return result

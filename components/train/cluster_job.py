@@ -1,0 +1,88 @@
+"""What a training asks a cluster for: its job with the environment and the command of its pods."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import urlsplit
+
+from components.runtime.manifests import digest_of
+from components.runtime.storage import is_remote
+from components.train.job import Job
+from k8s.job_kind import JobKind
+from k8s.launchers import ClusterLaunch, PyTorchJobLaunch, TrainJobLaunch
+from k8s.placement import TrainingPods
+from k8s.pytorchjob import PYTORCH_JOBS, pytorchjob
+from k8s.training import Owner, Training
+from k8s.trainjob import TRAIN_JOBS, trainjob
+
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+"""Variables of the step's pod that training pods need too; none is secret."""
+
+
+def own_pod(pods: TrainingPods) -> Owner | None:
+    """The pod that this process runs in, which will own the job; None outside of a cluster.
+
+    Raises:
+        ValueError: The pod is in another namespace than the job will be, where it cannot own it.
+    """
+    name, uid = os.environ.get("POD_NAME"), os.environ.get("POD_UID")
+    here, there = os.environ.get("POD_NAMESPACE"), pods.placement.namespace
+    if here and here != there:
+        raise ValueError(
+            f"this step runs in namespace {here}, and an owner in another namespace than its "
+            f"training's {there} would have it deleted; set placement.namespace to {here}"
+        )
+    return Owner(name=name, uid=uid) if name and uid else None
+
+
+def training_of(job: Job, *, pods: TrainingPods, owner: Owner | None) -> Training:
+    """What a job asks a cluster for.
+
+    Raises:
+        ValueError: The tracking server's address holds a password, which a manifest would show, or
+            there is no tracking server that the training's pods could reach.
+    """
+    context, topology = job.context, job.stage.topology
+    address = urlsplit(context.resolved_tracking_uri)
+    if address.username is not None or address.password is not None:
+        raise ValueError(
+            "tracking.uri holds a password or token, which the training's manifest would show; "
+            "put it in a Secret and name that under placement.secrets"
+        )
+    if not context.tracking_uri and is_remote(job.directory):
+        raise ValueError(
+            f"pods of a training share {context.workdir}, where no SQLite store can be, with this "
+            "step; set tracking.uri to an MLflow server"
+        )
+    passed = {name: os.environ[name] for name in PASSED_ON if os.environ.get(name)}
+    secret = {key for item in pods.placement.secrets for key in item.keys}
+    environment = {
+        "MLFLOW_EXPERIMENT_NAME": context.experiment,
+        "MLFLOW_TRACKING_URI": context.resolved_tracking_uri,
+        "OMP_NUM_THREADS": str(topology.threads_per_process),
+        **passed,
+    }
+    content = job.model_dump(mode="json", exclude={"mlflow_run_id": True})
+    return Training(
+        run_id=context.run_id,
+        run_name=context.run_name,
+        stage=job.phase,
+        command=("python3", "-m", "components.train.agent", job.uri),
+        num_nodes=topology.num_nodes,
+        processes_per_node=topology.processes_per_node,
+        environment={name: value for name, value in environment.items() if name not in secret},
+        passing_environment={"MLFLOW_RUN_ID": job.mlflow_run_id},
+        content_sha256=digest_of(content),
+        pods=pods,
+        owner=owner,
+    )
+
+
+def rendered(launch: ClusterLaunch, *, training: Training) -> tuple[JobKind, dict[str, Any]]:
+    """Kind and manifest of a launch's job."""
+    match launch:
+        case TrainJobLaunch(runtime=runtime):
+            return TRAIN_JOBS, trainjob(training, runtime=runtime)
+        case PyTorchJobLaunch(max_restarts=max_restarts):
+            return PYTORCH_JOBS, pytorchjob(training, max_restarts=max_restarts)

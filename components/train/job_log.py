@@ -1,0 +1,95 @@
+"""What the pods of a training job say, brought into the log of the step that follows it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import deque
+from contextlib import suppress
+
+from components.runtime.progress import Reporter
+from k8s.cluster import Cluster, ClusterRefused, ClusterUnreachable, Pod
+from k8s.job_kind import JobKind
+from k8s.pytorchjob import PYTORCH_JOBS
+
+logger = logging.getLogger(__name__)
+
+LINES = 200
+"""Looked back at every time; what comes faster is left out."""
+KEPT = 15
+"""Last lines that a failure shows."""
+STEP = re.compile(r"step (\d+)/(\d+)")
+
+
+class JobLog:
+    """The lines of the first node, each told once, and why pods do not run."""
+
+    def __init__(self, cluster: Cluster, *, kind: JobKind, job: str, report: Reporter) -> None:
+        self._cluster = cluster
+        self._job = job
+        self._report = report
+        is_v1 = kind == PYTORCH_JOBS
+        self._container = "pytorch" if is_v1 else "node"
+        prefix = "training.kubeflow.org" if is_v1 else "jobset.sigs.k8s.io"
+        self._label = f"{prefix}/job-name" if is_v1 else f"{prefix}/jobset-name"
+        self._first = (
+            (f"{prefix}/replica-type", "master")
+            if is_v1
+            else ("batch.kubernetes.io/job-completion-index", "0")
+        )
+        self._last_time = ""
+        self._last_lines: deque[str] = deque(maxlen=KEPT)
+        self._troubles: dict[str, str] = {}
+
+    def catch_up(self) -> None:
+        """Tell what is new. Best effort: a log that cannot be read does not end a step."""
+        try:
+            pods = self._cluster.pods(self._label, self._job)
+            self._tell_troubles(pods)
+            first = self._first_node(pods)
+            if first is not None:
+                self._tell_lines(
+                    self._cluster.log_lines(first.name, container=self._container, last=LINES)
+                )
+        except (ClusterUnreachable, ClusterRefused) as error:
+            logger.debug("no log: %s", error)
+
+    def last_words(self) -> list[str]:
+        """Last lines of the first node and last events of the job, for an error's message."""
+        self.catch_up()
+        words = [f"  {line}" for line in self._last_lines]
+        with suppress(ClusterUnreachable, ClusterRefused):
+            pods = self._cluster.pods(self._label, self._job)
+            names = [self._job, *(pod.name for pod in pods[:4])]
+            words += [f"  {event}" for event in self._cluster.events(names)]
+        return words
+
+    def _first_node(self, pods: list[Pod]) -> Pod | None:
+        key, value = self._first
+        return next((pod for pod in pods if pod.labels.get(key) == value), None)
+
+    def _tell_troubles(self, pods: list[Pod]) -> None:
+        for pod in pods:
+            if pod.trouble and self._troubles.get(pod.name) != pod.trouble:
+                logger.info("pod %s: %s", pod.name, pod.trouble)
+            self._troubles[pod.name] = pod.trouble
+
+    def _tell_lines(self, stamped: list[str]) -> None:
+        """Log lines that came after the last one seen; progress goes to the step's own."""
+        for line in stamped:
+            time, _, text = line.partition(" ")
+            if _sortable(time) <= self._last_time:
+                continue
+            self._last_time = _sortable(time)
+            found = STEP.search(text)
+            if found is not None:
+                self._report("training", int(found[1]), int(found[2]), unit="step")
+            else:
+                self._last_lines.append(text)
+                logger.info("%s", text)
+
+
+def _sortable(time: str) -> str:
+    """A time of RFC 3339 whose fraction has all nine digits, so that text order is time order."""
+    whole, _, fraction = time.removesuffix("Z").partition(".")
+    return f"{whole}.{fraction:0<9}"

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from components.runtime.context import RunContext
+from components.runtime.progress import Reporter
+from components.runtime.stage import StageFailed
+from components.train.config import Topology, TrainStage
+from components.train.job import Job
+from components.train.launcher import check_launch, train
+from k8s.launchers import Processes, PyTorchJob, TrainJob, launch_of
+from tests.golden.manifests import BARE
+from tests.k8s.api_server import TOKEN, ApiServer, api_server
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with api_server() as server:
+        yield server
+
+
+def test_several_nodes_need_a_cluster(stage: TrainStage) -> None:
+    two = stage.model_copy(update={"topology": Topology(num_nodes=2)})
+    with pytest.raises(ValueError, match=r"topology\.num_nodes 2 needs a cluster launcher"):
+        check_launch(Processes(), stage=two)
+    check_launch(launch_of(TrainJob(), pods=BARE), stage=two)
+    check_launch(Processes(), stage=stage)
+
+
+def test_ranks_of_this_machine_need_no_client_of_a_cluster() -> None:
+    code = "import sys, components.train.launch; print('kubernetes' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("launcher", [TrainJob(), PyTorchJob()])
+def test_a_cluster_s_launcher_makes_the_job_that_was_asked_for(
+    launcher: TrainJob | PyTorchJob,
+    server: ApiServer,
+    stage: TrainStage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": server.address}}],
+        "users": [{"name": "u", "user": {"token": TOKEN}}],
+    }
+    file = tmp_path / "config"
+    file.write_text(json.dumps(config))
+    location = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+    monkeypatch.setattr(location, str(file))
+    job = Job(
+        phase="finetune",
+        stage=stage,
+        context=RunContext(workdir=str(tmp_path), run_id="run", run_name="test"),
+        directory=str(tmp_path / "stage"),
+        shards="",
+        mlflow_run_id="",
+    )
+    failed = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded"}
+    original = server.answer
+
+    def answer(method: str, *rest: object) -> object:
+        made = original(method, *rest)  # type: ignore[arg-type]
+        for found in server.jobs.values():
+            found["status"] = {"conditions": [failed]}
+        return made
+
+    server.answer = answer  # type: ignore[method-assign,assignment]
+    with pytest.raises(StageFailed, match="DeadlineExceeded"):
+        train(
+            job,
+            launch=launch_of(launcher, pods=BARE),
+            lock=0,
+            report=Reporter(None, stage="finetune"),
+        )
+    (made,) = server.jobs.values()
+    assert made["kind"].lower() == launcher.kind
+    assert made["metadata"]["name"].endswith("-finetune")

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from components.runtime.context import RunContext
+from components.runtime.manifests import DatasetManifest
+from components.runtime.processes import exclusive_directory
+from components.runtime.stage import StageFailed
+from components.runtime.tracking import Tracker
+from components.train.config import Topology, TrainStage
+from components.train.job import Job, write_failure
+from components.train.local_launcher import run_ranks
+
+
+@pytest.fixture
+def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_path: Path) -> Job:
+    short = stage.learning.optimization.model_copy(update={"num_steps": 2})
+    learning = stage.learning.model_copy(update={"optimization": short})
+    topology = Topology(processes_per_node=2, threads_per_process=1, loader_threads=1)
+    return Job(
+        phase="pretrain",
+        stage=stage.model_copy(update={"learning": learning, "topology": topology}),
+        context=context,
+        directory=str(tmp_path / "stage"),
+        shards=dataset.shards_uri,
+        mlflow_run_id=Tracker(context).stage("pretrain", key="k").run_id,
+    )
+
+
+def test_ranks_of_this_machine_leave_one_result(job: Job) -> None:
+    write_failure(job, rank=0, error=ValueError("of an earlier attempt"), can_be_fixed=True)
+    with exclusive_directory(job.root) as lock:
+        result = run_ranks(job, lock=lock)
+    assert result.is_finished
+    assert result.step == 2
+    assert job.teacher.exists()
+
+
+def test_a_failure_is_told_in_the_rank_s_words(job: Job, tmp_path: Path) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"not one")
+    job = job.model_copy(update={"starting_weights": str(weights)})
+    reader, writer = os.pipe()
+    with pytest.raises(StageFailed, match=r"^weights .* are not a safetensors file"):
+        run_ranks(job, lock=writer)
+    os.close(reader)
+    os.close(writer)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from components.runtime.context import RunContext
+from components.runtime.stage import StageFailed
+from components.train.config import TrainStage
+from components.train.job import PREEMPTED, Job, Result, write_failure, write_result
+from components.train.outcome import Preempted, outcome
+
+RESULT = Result(
+    is_finished=True, step=60, final_losses={}, images_per_second=1.0, teacher_sha256="0" * 64
+)
+
+
+@pytest.fixture
+def job(stage: TrainStage, tmp_path: Path) -> Job:
+    return Job(
+        phase="pretrain",
+        stage=stage,
+        context=RunContext(workdir=str(tmp_path), run_name="test"),
+        directory=str(tmp_path / "stage"),
+        shards="",
+        mlflow_run_id="",
+    )
+
+
+def test_a_result_is_handed_on(job: Job) -> None:
+    write_result(job, RESULT)
+    assert outcome(job, ended="in good order") == RESULT
+
+
+def test_no_result_is_told_with_how_the_ranks_ended(job: Job) -> None:
+    with pytest.raises(StageFailed, match="the ranks ended with code 1 and no result"):
+        outcome(job, ended="with code 1")
+
+
+def test_what_a_person_can_fix_is_told_before_anything_else(job: Job) -> None:
+    write_result(job, RESULT)
+    write_failure(job, rank=0, error=RuntimeError("hung up"), can_be_fixed=False)
+    with pytest.raises(StageFailed, match=r"^rank 0 failed: RuntimeError: hung up$"):
+        outcome(job, ended="with code 1")
+    write_failure(job, rank=1, error=ValueError("a smaller batch"), can_be_fixed=True)
+    with pytest.raises(StageFailed, match=r"^a smaller batch$"):
+        outcome(job, ended="with code 1")
+
+
+def test_a_stopped_training_can_go_on(job: Job) -> None:
+    write_result(job, RESULT.model_copy(update={"is_finished": False, "step": 7}))
+    with pytest.raises(Preempted) as stopped:
+        outcome(job, ended="with code 75")
+    assert stopped.value.code == PREEMPTED
+    assert str(stopped.value) == "stopped after step 7, with a checkpoint; start again to continue"

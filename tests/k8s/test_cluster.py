@@ -1,0 +1,199 @@
+"""cluster: the real client against an API server on loopback."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from k8s.cluster import AlreadyExists, Cluster, ClusterRefused, ClusterUnreachable
+from k8s.job_kind import JobKind
+from k8s.pytorchjob import PYTORCH_JOBS
+from k8s.trainjob import TRAIN_JOBS
+from tests.golden.manifests import manifests, read
+from tests.k8s.api_server import ApiServer, api_server
+
+NAME = "vitl14-62dce6e9-pretrain"
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    with api_server() as server:
+        yield server
+
+
+@pytest.mark.parametrize("name", sorted(manifests()))
+def test_every_golden_manifest_is_taken_in_strict_mode(server: ApiServer, name: str) -> None:
+    kind = TRAIN_JOBS if name.startswith("trainjob") else PYTORCH_JOBS
+    manifest = read(name)
+    made = server.cluster().create(kind, manifest)
+    assert made["spec"] == manifest["spec"]
+    assert server.cluster().get(kind, manifest["metadata"]["name"]) == made
+
+
+def test_an_unknown_field_is_refused_and_not_dropped(server: ApiServer) -> None:
+    manifest = copy.deepcopy(read("trainjob_bare"))
+    manifest["spec"]["trainer"]["numNodez"] = 2
+    with pytest.raises(ClusterRefused, match=r"400: strict decoding error: .*numNodez"):
+        server.cluster().create(TRAIN_JOBS, manifest)
+    assert not server.jobs
+
+
+def test_a_variable_that_trainer_sets_itself_is_refused(server: ApiServer) -> None:
+    manifest = copy.deepcopy(read("trainjob_bare"))
+    manifest["spec"]["trainer"]["env"].append({"name": "PET_NNODES", "value": "2"})
+    with pytest.raises(ClusterRefused, match="PET_NNODES is reserved"):
+        server.cluster().create(TRAIN_JOBS, manifest)
+
+
+def test_a_taken_name_is_told_apart(server: ApiServer) -> None:
+    cluster = server.cluster()
+    cluster.create(TRAIN_JOBS, read("trainjob_bare"))
+    with pytest.raises(AlreadyExists):
+        cluster.create(TRAIN_JOBS, read("trainjob_bare"))
+    assert len(server.made("POST")) == 2
+
+
+def test_what_is_not_there_is_none_and_may_be_deleted(server: ApiServer) -> None:
+    cluster = server.cluster()
+    assert cluster.get(TRAIN_JOBS, "absent") is None
+    cluster.delete(TRAIN_JOBS, "absent")
+    cluster.patch(TRAIN_JOBS, "absent", {"spec": {"suspend": True}})
+
+
+def test_a_deleted_job_is_there_until_its_pods_are_gone(server: ApiServer) -> None:
+    cluster = server.cluster()
+    cluster.create(TRAIN_JOBS, read("trainjob_bare"))
+    cluster.delete(TRAIN_JOBS, NAME)
+    looks = [cluster.get(TRAIN_JOBS, NAME) for _ in range(3)]
+    assert [found is None for found in looks] == [False, False, True]
+
+
+def test_a_patch_merges(server: ApiServer) -> None:
+    cluster = server.cluster()
+    made = cluster.create(TRAIN_JOBS, read("trainjob_bare"))
+    cluster.patch(TRAIN_JOBS, NAME, {"spec": {"suspend": True}})
+    found = cluster.get(TRAIN_JOBS, NAME)
+    assert found is not None
+    assert found["spec"] == {**made["spec"], "suspend": True}
+
+
+def test_a_missing_operator_is_not_a_missing_job(server: ApiServer) -> None:
+    kind = JobKind(group="trainer.kubeflow.org", version="v2", plural="trainjobs")
+    with pytest.raises(ClusterRefused, match="does not know this kind; install the operator"):
+        server.cluster().get(kind, NAME)
+
+
+def test_a_missing_namespace_is_told(server: ApiServer) -> None:
+    cluster = Cluster(api=server.cluster().api, namespace="absent")
+    with pytest.raises(ClusterRefused, match='"absent" not found; check placement.namespace'):
+        cluster.create(TRAIN_JOBS, read("trainjob_bare"))
+
+
+@pytest.mark.parametrize("code", [429, 500, 503, 0])
+def test_a_busy_server_is_asked_again(server: ApiServer, code: int) -> None:
+    server.faults.extend([(code, {}), (code, {})])
+    assert server.cluster().create(TRAIN_JOBS, read("trainjob_bare"))["kind"] == "TrainJob"
+    assert server.made("FAULT") == server.made("POST") * 2
+
+
+def test_the_pause_that_a_server_asks_for_is_kept(server: ApiServer) -> None:
+    server.faults.append((429, {"Retry-After": "1"}))
+    started = time.monotonic()
+    assert server.cluster().get(TRAIN_JOBS, NAME) is None
+    assert time.monotonic() - started >= 1
+
+
+def test_a_server_that_stays_away_is_given_up(server: ApiServer) -> None:
+    server.faults.extend([(500, {})] * 5)
+    with pytest.raises(ClusterUnreachable, match=r"cannot get trainjobs .* \(500: not now\)"):
+        server.cluster().get(TRAIN_JOBS, NAME)
+    assert len(server.made("FAULT")) == 5
+
+
+def test_silence_has_an_end(server: ApiServer) -> None:
+    server.silent_seconds = 0.3
+    with pytest.raises(ClusterUnreachable, match="ReadTimeoutError"):
+        server.cluster(timeout_seconds=0.05).get(TRAIN_JOBS, NAME)
+
+
+def test_a_wrong_token_and_a_missing_right_are_told_at_once(server: ApiServer) -> None:
+    with pytest.raises(ClusterRefused, match="in namespace team: Unauthorized; give the step's"):
+        server.cluster(token="old").get(TRAIN_JOBS, NAME)
+    server.forbidden.add("POST")
+    with pytest.raises(ClusterRefused, match=r"cannot POST resource .*; give the step's"):
+        server.cluster().create(TRAIN_JOBS, read("trainjob_bare"))
+    assert len(server.made("POST")) == 1
+
+
+def pod(name: str, *, created: str = "2026-01-01T00:00:00Z", **status: object) -> dict[str, object]:
+    metadata = {"name": name, "labels": {"job": "j"}, "creationTimestamp": created}
+    return {"metadata": metadata, "status": status}
+
+
+def test_pods_say_why_they_do_not_run(server: ApiServer) -> None:
+    waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
+    starting = {"state": {"waiting": {"reason": "ContainerCreating"}}}
+    ended = {"state": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
+    unplaced = {
+        "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes"
+    }  # fmt: skip
+    server.pods += [
+        pod("old", created="2025-01-01T00:00:00Z", containerStatuses=[waiting]),
+        pod("new", containerStatuses=[starting]),
+        pod("ended", containerStatuses=[ended]),
+        pod("unplaced", conditions=[unplaced]),
+        pod("evicted", phase="Failed", reason="Evicted"),
+    ]
+    found = server.cluster().pods("job", "j")
+    assert found[-1].name == "old"
+    assert {item.name: item.trouble for item in found} == {
+        "old": "ImagePullBackOff: no such image",
+        "new": "",
+        "ended": "ended with code 137 (OOMKilled)",
+        "unplaced": "Unschedulable: 0/3 nodes",
+        "evicted": "Evicted",
+    }
+    assert server.cluster().pods("job", "other") == []
+
+
+def test_a_log_has_its_last_lines_and_is_empty_before_the_start(server: ApiServer) -> None:
+    cluster = server.cluster()
+    assert cluster.log_lines("p", container="node", last=2) == []
+    server.logs["p"] = ["1 a", "2 b", "3 c"]
+    assert cluster.log_lines("p", container="node", last=2) == ["2 b", "3 c"]
+
+
+def test_events_of_several_objects_are_in_order(server: ApiServer) -> None:
+    server.events += [
+        {"involvedObject": {"name": name}, "reason": reason, "lastTimestamp": time_}
+        for name, reason, time_ in (("a", "Second", "2"), ("b", "First", "1"), ("c", "No", "0"))
+    ]
+    assert server.cluster().events(["a", "b"]) == ["b: First: ", "a: Second: "]
+
+
+def test_without_pod_and_kubeconfig_there_is_no_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "no")
+    )
+    with pytest.raises(ClusterRefused, match="no cluster to talk to .*; run this in a pod"):
+        Cluster.connected("team")
+
+
+def test_a_kubeconfig_leads_to_its_server(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "config"
+    file.write_text(
+        '{"apiVersion": "v1", "kind": "Config", "current-context": "c",'
+        '"contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],'
+        f'"clusters": [{{"name": "k", "cluster": {{"server": "{server.address}"}}}}],'
+        f'"users": [{{"name": "u", "user": {{"token": "the-service-account\'s-token"}}}}]}}'
+    )
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+    assert Cluster.connected("team").get(TRAIN_JOBS, NAME) is None
