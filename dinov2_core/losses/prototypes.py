@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dinov2_core.device_kind import device_kind
 from dinov2_core.losses.precision import without_autocast
 
 CHUNK_SIZE = 16_384
@@ -160,9 +161,21 @@ def _assignment_chunks(
 def _product(left: Tensor, *, right: Tensor) -> Tensor:
     """Matrix product in float32, whatever the factors' type; bfloat16 factors use their units."""
     with without_autocast(left.device):
-        if left.is_cuda and left.dtype == right.dtype != torch.float32:
+        if device_kind(left) == "cuda" and left.dtype == right.dtype != torch.float32:
             return torch.mm(left, right, out_dtype=torch.float32)
         return left.float() @ right.float()
+
+
+def _gradient_product(left: Tensor, *, right: Tensor) -> Tensor:
+    """Matrix product of a gradient that ends in the factors' type, summed in float32.
+
+    A CPU has no product of bfloat16 factors with a float32 result: rounding the result, as the
+    gradient is in the end, runs five times faster than float32 factors.
+    """
+    if device_kind(left) == "cpu" and left.dtype == right.dtype == torch.bfloat16:
+        with without_autocast(left.device):
+            return left @ right
+    return _product(left, right=right)
 
 
 class _LogPartition(torch.autograd.Function):
@@ -189,8 +202,8 @@ class _LogPartition(torch.autograd.Function):
         for columns in chunks(prototypes.shape[0], chunk_size=ctx.chunk_size):
             chunk = scores(features, prototypes=prototypes[columns], temperature=ctx.temperature)
             softmax = chunk.sub_(total[:, None]).exp_().mul_(weight).to(features.dtype)
-            features_grad += _product(softmax, right=prototypes[columns])
-            prototypes_grad[columns] = _product(softmax.T, right=features)
+            features_grad += _gradient_product(softmax, right=prototypes[columns])
+            prototypes_grad[columns] = _gradient_product(softmax.T, right=features)
         return features_grad.to(features.dtype), prototypes_grad, None, None
 
 
@@ -213,5 +226,5 @@ class _ExpectedPrototypes(torch.autograd.Function):
         prototypes_grad = grad_outputs[0].new_empty(ctx.shape, dtype=ctx.dtype)
         grad = grad_outputs[0].to(ctx.dtype)
         for columns, targets in _assignment_chunks(ctx.assignments, chunk_size=ctx.chunk_size):
-            prototypes_grad[columns] = _product(targets.to(ctx.dtype).T, right=grad)
+            prototypes_grad[columns] = _gradient_product(targets.to(ctx.dtype).T, right=grad)
         return prototypes_grad, None, None

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dinov2_core.device_kind import device_kind
 from dinov2_core.vit.packing import CropGroup, split_rows
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def why_unavailable(kernel: Kernel, device: torch.device, dtype: torch.dtype) ->
     groups = (CropGroup(num_crops=2, num_tokens=5), CropGroup(num_crops=1, num_tokens=3))
     qkv = torch.zeros(13, 3 * 64, device=device, dtype=dtype, requires_grad=True)
     try:
-        attend(qkv, groups=groups, num_heads=1, kernel=kernel).sum().backward()
+        attend(qkv, groups=groups, num_heads=1, kernel=kernel).sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # a library says in its own way what it lacks
         logger.debug("attention kernel %s is not available", kernel, exc_info=True)
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
@@ -108,7 +109,7 @@ def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     matrix products and a softmax, which are taken while their scores fit.
     """
     num_scores = query.shape[:-1].numel() * key.shape[-2]
-    is_cpu_bf16 = query.device.type == "cpu" and query.dtype == torch.bfloat16
+    is_cpu_bf16 = device_kind(query) == "cpu" and query.dtype == torch.bfloat16
     if is_cpu_bf16 and num_scores <= MAX_PLAIN_SCORES:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
         return torch.softmax(scores, dim=-1) @ value

@@ -1,0 +1,44 @@
+"""Small settings whose step is measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from dinov2_core.config import (
+    Backbone,
+    Crops,
+    Dimensions,
+    DinoObjective,
+    Execution,
+    Head,
+    IbotObjective,
+    Optimization,
+    TrainingConfig,
+)
+
+
+def small_config(
+    *,
+    precision: Literal["fp32", "bf16"] = "fp32",
+    recomputes: Literal["none", "selective", "full"] = "none",
+    accumulation_steps: int = 1,
+    global_batch_size: int = 16,
+) -> TrainingConfig:
+    """Four blocks of width 192: some ten megabytes of parameters and of activations."""
+    head = Head(num_prototypes=2048, bottleneck_dim=64, hidden_dim=256)
+    return TrainingConfig(
+        backbone=Backbone(
+            architecture=Dimensions(embed_dim=192, depth=4, num_heads=4), patch_size_pixels=14
+        ),
+        crops=Crops(global_crop_size_pixels=112, local_crop_size_pixels=56, num_local_crops=4),
+        dino=DinoObjective(head=head),
+        ibot=IbotObjective(head=head),
+        optimization=Optimization(
+            num_steps=10,
+            warmup_steps=0,
+            global_batch_size=global_batch_size,
+            accumulation_steps=accumulation_steps,
+        ),
+        precision=precision,
+        execution=Execution(recomputes_activations=recomputes),
+    )

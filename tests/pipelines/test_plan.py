@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import pytest
+
+from dinov2_core.planning.step import trace_step
+from pipelines.plan import (
+    StagePlan,
+    count_parameters,
+    plan_stages,
+    scaling,
+    tokens_per_image,
+)
+from pipelines.plan_hardware import GIB, load_hardware
+from pipelines.spec import PipelineSpec, load_spec
+from tests.pipelines.specs import REPOSITORY, small_values, write_spec
+
+H100 = load_hardware("h100")
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> PipelineSpec:
+    values = small_values("s3://bucket/pile")
+    values["pretrain"]["learning"]["optimization"]["global_batch_size"] = 64
+    values["pretrain"]["learning"]["optimization"]["num_steps"] = 100
+    return load_spec(write_spec(values, tmp_path_factory.mktemp("spec") / "spec.yaml"))
+
+
+@pytest.fixture(scope="module")
+def plans(spec: PipelineSpec) -> tuple[StagePlan, ...]:
+    return plan_stages(spec, hardware=H100, price_per_gpu_hour=2.0, scales=False)
+
+
+def test_both_training_stages_are_planned(plans: tuple[StagePlan, ...]) -> None:
+    pretrain, finetune = plans
+    assert (pretrain.stage, finetune.stage) == ("pretrain", "finetune")
+    assert (pretrain.num_steps, finetune.num_steps) == (100, 4)
+    assert pretrain.fits
+    assert pretrain.proposals == ()
+    assert pretrain.price == pytest.approx(2 * pretrain.gpu_hours)
+    assert pretrain.gpu_hours == pytest.approx(100 * pretrain.step.total / 3600)
+
+
+def test_published_sizes_are_counted() -> None:
+    """DINOv2's ViT-L/14 has 300 M parameters and its g/14 1,100 M (arXiv:2304.07193, table 1)."""
+    for name, millions in (("vitl14", 300), ("vitg14", 1100)):
+        spec = load_spec(REPOSITORY / "pipelines" / "specs" / f"{name}.yaml")
+        counted = count_parameters(spec.pretrain.learning)["backbone"]
+        assert counted / 1e6 == pytest.approx(millions, rel=0.04)
+
+
+def test_tokens_are_those_of_all_crops(spec: PipelineSpec) -> None:
+    """Two global crops of 16 patches twice, four local ones of 4, each with a cls token."""
+    assert tokens_per_image(spec.pretrain.learning) == 4 * 17 + 4 * 5
+
+
+def test_what_does_not_fit_comes_with_changes_that_do(spec: PipelineSpec) -> None:
+    roomy = plan_stages(spec, hardware=H100, scales=False)[0]
+    small = H100.model_copy(
+        update={"reserved_gib": 0.0, "memory_gib": 0.6 * roomy.cost.peak_bytes / GIB}
+    )
+    plan = plan_stages(spec, hardware=small, scales=False)[0]
+    assert not plan.fits
+    fitting = [item for item in plan.proposals if item.fits]
+    assert fitting
+    assert all(item.peak_gib <= small.memory_gib for item in fitting)
+    assert any("recomputes_activations" in item.change for item in plan.proposals)
+    assert any("accumulation_steps" in item.change for item in plan.proposals)
+
+
+def test_a_scaling_row_is_near_to_its_own_trace(spec: PipelineSpec) -> None:
+    rows = scaling(spec.pretrain_stage, H100)
+    assert [row.ranks for row in rows] == [8, 16, 32, 64]
+    assert rows[0].efficiency == 1
+    middle = next(row for row in rows if row.ranks == 16)
+    traced = trace_step(spec.pretrain.learning, world_size=16)
+    assert middle.peak_gib - H100.reserved_gib == pytest.approx(traced.peak_bytes / GIB, rel=0.1)
+    assert rows[-1].efficiency < middle.efficiency
+
+
+def test_checkpoints_hold_four_numbers_per_parameter(
+    spec: PipelineSpec, plans: tuple[StagePlan, ...]
+) -> None:
+    count = sum(count_parameters(spec.pretrain.learning).values())
+    assert plans[0].checkpoint_gib == pytest.approx(4 * 4 * count / GIB)
+    assert plans[0].kept_gib == pytest.approx(2 * plans[0].checkpoint_gib)
