@@ -15,6 +15,9 @@ from rich.console import Console
 
 from components.runtime.context import RunContext
 from components.runtime.logging import set_up_logging
+from components.runtime.places import is_remote
+from pipelines.cluster_commands import add_cluster_commands, add_target_flags, target_from
+from pipelines.plan_command import add_plan_command
 from pipelines.problems import Problem, SpecError
 from pipelines.spec import PipelineSpec, load_spec
 
@@ -62,23 +65,25 @@ def _parser() -> argparse.ArgumentParser:
     compiled = commands.add_parser("compile", help="write the pipeline for a Kubeflow cluster")
     compiled.add_argument("spec", type=Path)
     compiled.add_argument("-o", "--output", type=Path, default=Path("pipeline.yaml"))
-    compiled.add_argument(
-        "--workdir", default="/mnt/dinopipe", help="where pods mount the volume (%(default)s)"
-    )
-    compiled.add_argument(
-        "--claim", default="dinopipe-work", help="volume claim that all pods share (%(default)s)"
-    )
+    add_target_flags(compiled)
     compiled.set_defaults(command=_compile)
 
     run = commands.add_parser("run", help="run the pipeline on this machine")
     run.add_argument("spec", type=Path)
-    run.add_argument("--workdir", type=Path, required=True, help="everything is written here")
+    run.add_argument(
+        "--workdir",
+        required=True,
+        help="everything is written here: a folder or s3://BUCKET/PREFIX",
+    )
     run.add_argument("--runner", choices=("subprocess", "docker"), default="subprocess")
     run.add_argument("--no-cache", action="store_true", help="do finished stages again")
     run.add_argument(
         "--profile", type=int, default=0, metavar="N", help="trace N steps of each training stage"
     )
     run.set_defaults(command=_run)
+
+    add_plan_command(commands)
+    add_cluster_commands(commands)
 
     embed = commands.add_parser("embed", help="embed images with a registered teacher")
     embed.add_argument("images", help="file, folder, glob pattern, Parquet file or s3:// prefix")
@@ -146,18 +151,10 @@ def _schema(_: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    from pipelines.dinov2 import compile_pipeline
-    from pipelines.placement import Volume
+    from pipelines.submit import compile_for
 
     spec = load_spec(args.spec)
-    context = RunContext(
-        workdir=args.workdir,
-        run_name=spec.name,
-        tracking_uri=spec.tracking.uri,
-        experiment=spec.tracking.experiment,
-    )
-    volume = Volume(claim=args.claim, mount_path=args.workdir)
-    compile_pipeline(spec, context=context.model_dump_json(), path=args.output, volume=volume)
+    compile_for(spec, target_from(args, spec), path=args.output)
     _say(f"wrote {args.output}")
     return 0
 
@@ -193,6 +190,10 @@ def _run(args: argparse.Namespace) -> int:
             f"{place.model_version}); numbers in {path}\n"
             f"look at it: mlflow ui --backend-store-uri {place.tracking_uri}"
         )
+        if is_remote(args.workdir) and not spec.tracking.uri:
+            screen.print(
+                "MLflow's store stays on this machine; set tracking.uri for one that others see"
+            )
         return 0
     stage = result.failed_stage or "the pipeline"
     error = result.stages[stage].error if stage in result.stages else "did not start"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 from components.curate.config import TimmEmbedding, TorchScriptEmbedding
-from components.runtime.storage import StorageError, find_object, is_remote, open_source
+from components.runtime.piles import open_source
+from components.runtime.storage import StorageError, find_object, is_remote
 from components.runtime.tracking import TrackingUnreachable, check_reachable
 from components.train.config import is_weights_file
 from pipelines.problems import Problem

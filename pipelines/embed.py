@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
+from components.runtime.piles import open_source
 from components.runtime.progress import Reporter
 from components.runtime.registry import Predict, load_embedder
-from components.runtime.storage import StorageError, open_source
+from components.runtime.storage import StorageError
 from components.runtime.tracking import TrackingUnreachable
 
 CHUNK = 512

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +21,19 @@ from kfp import components, local
 from kfp.local import subprocess_task_handler
 
 from components.runtime.context import RunContext
-from components.runtime.manifests import digest_of, write_atomically
-from components.runtime.storage import fixed_part
+from components.runtime.lease import leased
+from components.runtime.manifests import digest_of
+from components.runtime.piles import fixed_part
+from components.runtime.places import SPOOL_VARIABLE, spool
+from components.runtime.storage import (
+    delete,
+    is_remote,
+    joined,
+    local_path,
+    read_text,
+    send,
+    write_text,
+)
 from components.runtime.tracking import TRACKING_ERRORS, Status, Tracker, check_reachable
 from pipelines.dinov2 import compile_pipeline
 from pipelines.display import read_progress
@@ -36,8 +48,14 @@ MLFLOW_STATUS: dict[Ending, Status] = {
     "interrupted": "KILLED",
 }
 
+STATE = "state.json"
+"""File of the work directory that holds the identity of its last run."""
+RESULT = "run.json"
+"""File of the work directory that says how its last run ended."""
 STAGE_STARTS, STAGE_ENDS = "Streamed logs:", "finished with status"
 """Lines of Kubeflow between which a stage speaks."""
+WORKDIR_LABEL = "dinopipe.workdir"
+"""Label of a run's containers."""
 
 
 class WorkdirError(ValueError):
@@ -56,19 +74,22 @@ class LocalRun:
 
 
 @contextlib.contextmanager
-def claimed_workdir(workdir: Path) -> Iterator[None]:
+def claimed_workdir(workdir: str) -> Iterator[None]:
     """Make the work directory and keep other runs out of it.
 
     Raises:
         WorkdirError: It cannot be written to, or another run is at work in it.
+        ValueError: Another machine is at work in the bucket's prefix.
+        StorageError: The store does not answer.
     """
     advice = "choose another with --workdir"
+    root = local_path(workdir)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
+        root.mkdir(parents=True, exist_ok=True)
+        lock = (root / ".lock").open("w")
     except OSError as error:
         raise WorkdirError(
-            f"work directory {workdir} cannot be written to ({error.strerror}); {advice}"
+            f"work directory {root} cannot be written to ({error.strerror}); {advice}"
         ) from error
     with lock:
         try:
@@ -77,23 +98,28 @@ def claimed_workdir(workdir: Path) -> Iterator[None]:
             raise WorkdirError(
                 f"another run is at work in {workdir}; wait for it, or {advice}"
             ) from error
-        yield
+        if not is_remote(workdir):
+            yield
+            return
+        with leased(joined(workdir, "lease.json"), owner=f"machine {socket.gethostname()}"):
+            yield
 
 
 def context_for(
-    spec: PipelineSpec, *, workdir: Path, use_cache: bool, profile_steps: int = 0
+    spec: PipelineSpec, *, workdir: str, use_cache: bool, profile_steps: int = 0
 ) -> RunContext:
     """The context of a run: a new identity, or that of the same run if it did not finish."""
+    use_cache = use_cache and spec.use_cache
     spec_sha256 = digest_of(spec)
     identity = _identity(spec_sha256, use_cache=use_cache)
-    state = workdir / "state.json"
     run_id = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    if state.exists():
-        last = json.loads(state.read_text(encoding="utf-8"))
+    state = read_text(joined(workdir, STATE))
+    if state is not None:
+        last = json.loads(state)
         if last["identity"] == identity and last["status"] != "succeeded":
             run_id = last["run_id"]
     context = RunContext(
-        workdir=str(workdir),
+        workdir=workdir,
         run_id=run_id,
         run_name=spec.name,
         tracking_uri=spec.tracking.uri,
@@ -102,7 +128,7 @@ def context_for(
         spec_sha256=spec_sha256,
         profile_steps=profile_steps,
     )
-    _remember(context, use_cache=use_cache, status="running")
+    _remember(context, status="running")
     return context
 
 
@@ -110,16 +136,16 @@ def _identity(spec_sha256: str, *, use_cache: bool) -> str:
     return digest_of({"spec": spec_sha256, "use_cache": use_cache})
 
 
-def _remember(context: RunContext, *, use_cache: bool, status: str) -> None:
-    identity = _identity(context.spec_sha256, use_cache=use_cache)
+def _remember(context: RunContext, *, status: str) -> None:
+    identity = _identity(context.spec_sha256, use_cache=context.use_cache)
     text = json.dumps({"identity": identity, "run_id": context.run_id, "status": status})
-    write_atomically(context.root / "state.json", text + "\n")
+    write_text(joined(context.workdir, STATE), text + "\n")
 
 
 def run_locally(
     spec: PipelineSpec,
     *,
-    workdir: Path,
+    workdir: str,
     runner: Runner,
     use_cache: bool,
     profile_steps: int = 0,
@@ -130,9 +156,9 @@ def run_locally(
 
     Args:
         spec: Checked spec.
-        workdir: Everything is written below it.
+        workdir: Path or s3:// URI; everything is written below it.
         runner: Host processes, or containers of the spec's image.
-        use_cache: Whether finished stages are taken over.
+        use_cache: Whether finished stages are taken over, if the spec does not forbid it.
         profile_steps: Steps of each training stage that still has some to trace; 0 traces none.
         watch: Called on this thread while the pipeline runs; returns when the event is set.
         on_line: Called with every line that a stage prints.
@@ -142,25 +168,27 @@ def run_locally(
         TrackingUnreachable: The tracking server does not answer.
         ValueError: No Docker engine answers, or it does not have the image.
     """
-    workdir = workdir.resolve()
+    workdir = workdir.rstrip("/") if is_remote(workdir) else str(Path(workdir).resolve())
+    root = local_path(workdir)
     check_reachable(spec.tracking.uri)
     with claimed_workdir(workdir):
-        chosen = _docker_runner(spec, workdir) if runner == "docker" else _host_runner()
+        chosen = _docker_runner(spec, root) if runner == "docker" else _host_runner()
         context = context_for(
             spec, workdir=workdir, use_cache=use_cache, profile_steps=profile_steps
         )
-        package = workdir / "pipeline.yaml"
-        compile_pipeline(spec, context=context.model_dump_json(), path=package)
+        package = root / "pipeline.yaml"
+        compile_pipeline(spec, context=context.model_dump_json(), path=package, on_cluster=False)
         tracker = Tracker(context)
         parent = tracker.parent()
         tracker.open(parent).log_params(json.loads(spec.model_dump_json()))
-        log = workdir / "logs" / f"{context.run_id}.log"
-        (workdir / "run.json").unlink(missing_ok=True)
+        log = root / "logs" / f"{context.run_id}.log"
+        delete(joined(workdir, RESULT))
         started = time.monotonic()
         ended = _execute(package, chosen, context, log=log, watch=watch, on_line=on_line)
         with contextlib.suppress(*TRACKING_ERRORS):  # it may have died since
             tracker.end_parent(MLFLOW_STATUS[ended])
-        _remember(context, use_cache=use_cache, status=ended)
+        send(log, context.uri_of(log))
+        _remember(context, status=ended)
         if ended == "interrupted":
             raise KeyboardInterrupt
         return LocalRun(
@@ -208,6 +236,8 @@ def _execute(
             watch(context, ended)
         except KeyboardInterrupt:
             interrupted = True
+            if isinstance(runner, local.DockerRunner):
+                _interrupt_containers(context.root, until=ended)
         ended.wait()
         thread.join()
         for failure in failures:
@@ -294,7 +324,7 @@ def _docker_runner(spec: PipelineSpec, workdir: Path) -> local.DockerRunner:
         ) from error
     finally:
         client.close()
-    mounts = [docker.types.Mount(str(workdir), str(workdir), type="bind")]
+    mounts = [docker.types.Mount(place, place, type="bind") for place in _writable(workdir)]
     mounts += [
         docker.types.Mount(place, place, type="bind", read_only=True)
         for place in sorted({fixed_part(place) for place in spec.local_places})
@@ -302,7 +332,27 @@ def _docker_runner(spec: PipelineSpec, workdir: Path) -> local.DockerRunner:
     passed = {k: v for k, v in os.environ.items() if k.startswith(("AWS_", "MLFLOW_TRACKING_"))}
     return local.DockerRunner(
         mounts=mounts,
+        labels={WORKDIR_LABEL: str(workdir)},
         user=f"{os.getuid()}:{os.getgid()}",
         shm_size="1g",
-        environment={"HOME": "/tmp", **passed},
+        environment={"HOME": "/tmp", SPOOL_VARIABLE: str(spool()), **passed},
     )
+
+
+def _writable(root: Path) -> list[str]:
+    """What containers write to: the work directory, or all of the spool that it lies in."""
+    return [str(spool() if root.is_relative_to(spool()) else root)]
+
+
+def _interrupt_containers(workdir: Path, *, until: threading.Event) -> None:
+    """Pass an interrupt on, once to each container: no terminal does it for them."""
+    told: set[str] = set()
+    with contextlib.closing(docker.from_env()) as client:
+        while not until.wait(0.5):
+            for container in client.containers.list(
+                filters={"label": f"{WORKDIR_LABEL}={workdir}"}
+            ):
+                if container.id not in told:
+                    told.add(container.id)
+                    with contextlib.suppress(docker.errors.APIError):  # it has just ended
+                        container.kill("SIGINT")

@@ -23,8 +23,11 @@ from components.evaluate.config import EvaluateSettings, EvaluateStage, Evaluati
 from components.register.config import RegisterStage
 from components.train.config import Probe, TrainStage, is_weights_file
 from dinov2_core.config import Frozen, HighResolution, TrainingConfig
-from pipelines.placement import StageResources
+from k8s.launchers import Processes
+from pipelines.placement import Placement, StageResources
 from pipelines.problems import Problem, SpecError, problems_of
+from pipelines.schedule_config import Schedule
+from pipelines.secret_values import secret_places
 
 STAGES = ("curate", "pretrain", "finetune", "evaluate", "register")
 RESERVED_ALIAS = "latest"
@@ -74,10 +77,18 @@ class PipelineSpec(Frozen):
     """Where runs and models are recorded."""
     resources: StageResources = StageResources()
     """What each stage asks a cluster for."""
+    placement: Placement = Placement()
+    """Where a cluster runs it; without effect on this machine."""
+    use_cache: bool = True
+    """Whether a finished stage with the same inputs and settings is taken over."""
+    schedule: Schedule | None = None
+    """When a cluster runs it by itself; without effect on single runs."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         problems = [*self._finetune_problems(), *self._registry_problems()]
+        problems += self._placement_problems()
+        problems += _secret_problems(self.model_dump(mode="json"))
         planted = self.images.planted
         if planted is not None and planted.leaks and not self.evaluation_sets:
             message = "cannot be planted without evaluation_sets; set it to 0 or name a set"
@@ -134,6 +145,15 @@ class PipelineSpec(Frozen):
                 )
             )
         return problems
+
+    def _placement_problems(self) -> list[Problem]:
+        if isinstance(self.placement.launcher, Processes) or "@sha256:" in self.image:
+            return []
+        message = (
+            f"has no digest, and pods of a {self.placement.launcher.kind} may each pull another "
+            "image of that name; write NAME@sha256:DIGEST"
+        )
+        return [Problem(path="image", value=self.image, message=message)]
 
     def _registry_problems(self) -> list[Problem]:
         problems = []
@@ -281,6 +301,10 @@ def _rooted_embedding(embedding: Embedding, root: Callable[[str], str]) -> Embed
             return embedding
 
 
+def _secret_problems(values: object) -> list[Problem]:
+    return [Problem(path=path, value=None, message=why) for path, why in secret_places(values)]
+
+
 def load_spec(path: Path) -> PipelineSpec:
     """Read and check a spec; relative paths in it are taken from the folder it lies in.
 
@@ -300,6 +324,10 @@ def load_spec(path: Path) -> PipelineSpec:
         raise SpecError(
             [Problem(path="", value=str(path), message=f"is not YAML: {error}")]
         ) from error
+    # First of all, because other complaints show what they complain about.
+    secrets = _secret_problems(values)
+    if secrets:
+        raise SpecError(secrets)
     try:
         spec = PipelineSpec.model_validate_json(json.dumps(values))
     except ValidationError as error:

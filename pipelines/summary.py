@@ -12,12 +12,12 @@ from components.runtime.manifests import (
     EvaluationReport,
     Manifest,
     Registration,
-    write_atomically,
 )
 from components.runtime.progress import Progress, duration
+from components.runtime.storage import fetch, joined, write_text
 from dinov2_core.config import Frozen
 from pipelines.display import read_progress
-from pipelines.local import LocalRun
+from pipelines.local import RESULT, LocalRun
 from pipelines.spec import STAGES, PipelineSpec
 
 MANIFESTS: dict[str, type[Manifest]] = {
@@ -36,7 +36,7 @@ class StageResult(Frozen):
     cached: bool
     state: str
     manifest: str
-    """Path of its manifest; empty if it did not finish."""
+    """Place of its manifest; empty if it did not finish."""
     error: str = ""
 
 
@@ -81,7 +81,7 @@ def result_of(spec: PipelineSpec, run: LocalRun) -> RunResult:
             continue
         stages[stage] = _stage_result(progress)
         if progress.manifest_uri:
-            manifest = MANIFESTS[stage].read(Path(progress.manifest_uri))
+            manifest = MANIFESTS[stage].read(fetch(progress.manifest_uri))
             metrics.update(_metrics(stage, manifest))
             if isinstance(manifest, Registration):
                 registration = manifest
@@ -105,11 +105,11 @@ def result_of(spec: PipelineSpec, run: LocalRun) -> RunResult:
     )
 
 
-def write_result(result: RunResult, workdir: Path) -> Path:
-    """Write run.json."""
-    path = workdir / "run.json"
-    write_atomically(path, json.dumps(result.model_dump(mode="json"), indent=2) + "\n")
-    return path
+def write_result(result: RunResult, workdir: str) -> str:
+    """Write run.json; gives its place."""
+    place = joined(workdir, RESULT)
+    write_text(place, json.dumps(result.model_dump(mode="json"), indent=2) + "\n")
+    return place
 
 
 def _stage_result(progress: Progress) -> StageResult:
@@ -158,7 +158,7 @@ def summary_rows(result: RunResult) -> list[tuple[str, str, str, str]]:
         if not ended.manifest:
             rows.append((stage, time, ended.state, ""))
             continue
-        manifest = MANIFESTS[stage].read(Path(ended.manifest))
+        manifest = MANIFESTS[stage].read(fetch(ended.manifest))
         rows.append((stage, time, "\n".join(_key_numbers(manifest)), _shown(manifest)))
     return rows
 

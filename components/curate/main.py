@@ -26,6 +26,7 @@ from components.curate.config import (
 from components.curate.pile import StoredImages
 from components.runtime.manifests import AuditReport, DatasetManifest, digest_of, digest_of_file
 from components.runtime.stage import Stage, Workplace, run_stage, stage_parser
+from components.runtime.storage import exists, joined
 from dinov2_core.curation.auditing import audit
 from dinov2_core.curation.curate import (
     Curation,
@@ -47,6 +48,8 @@ from dinov2_core.data.shards import INDEX_NAME, ShardWriter
 
 TINY_SHARE = 5
 """Of the planted corrupt files, every fifth is a 1 x 1 image."""
+PILE = "pile"
+"""Folder of the pile that defects are planted into."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,7 +96,8 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
         parents=(),
         work=work,
         metrics=_numbers,
-        holds=lambda manifest, _: (Path(manifest.shards_uri) / INDEX_NAME).is_file(),
+        holds=lambda manifest, _: exists(joined(manifest.shards_uri, INDEX_NAME)),
+        scratch=(PILE,),
     )
 
 
@@ -134,15 +138,15 @@ def _curate(
     _write_shards(pile, curation, shards, size_bytes=settings.shard_size_bytes, place=place)
     files = sorted(shards.glob("*.tar"))
     manifest = DatasetManifest(
-        uri=str(directory),
+        uri=place.uri(directory),
         sha256=digest_of([digest_of_file(table), *(digest_of_file(file) for file in files)]),
         config_sha256=place.config_sha256,
         mlflow_run_id=place.run.run_id,
         num_images=len(pile),
         num_kept=num_kept,
         reasons=reasons,
-        table_uri=str(table),
-        shards_uri=str(shards),
+        table_uri=place.uri(table),
+        shards_uri=place.uri(shards),
         num_shards=len(files),
         size_bytes=sum(file.stat().st_size for file in files),
         audit=_audited(curation.manifest, truth) if planted is not None else None,
@@ -157,7 +161,7 @@ def _planted_pile(
     planted: Planted, clean: ImageFiles, evaluation: ImageFiles, *, directory: Path, truth: Path
 ) -> ImageFiles:
     """A folder with the clean pile and the defects; the truth lies beside it."""
-    folder = directory / "pile"
+    folder = directory / PILE
     shutil.rmtree(folder, ignore_errors=True)
     tiny = planted.corrupt // TINY_SHARE
     plant_defects(

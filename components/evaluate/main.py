@@ -118,7 +118,7 @@ class _Evaluation:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         described: TeacherConfig = checkpoint.teacher
         self.teacher: Teacher = load_teacher(
-            Path(checkpoint.teacher_uri),
+            place.fetch(checkpoint.teacher_uri),
             backbone=described.backbone,
             image_size_pixels=described.image_size_pixels,
         )
@@ -142,9 +142,9 @@ class _Evaluation:
         for name, png in self.drawn.items():
             (directory / name).write_bytes(png)
             self.place.run.log_picture(name, png)
-            paths.append(str(directory / name))
+            paths.append(self.place.uri(directory / name))
         return EvaluationReport(
-            uri=str(self.place.directory),
+            uri=self.place.uri(self.place.directory),
             sha256=digest_of(metrics),
             config_sha256=self.place.config_sha256,
             parents=self.place.parents,
@@ -282,7 +282,7 @@ class _Evaluation:
 
     def _collapse(self) -> dict[str, float]:
         """Indicators on curated training images, so that they exist without labels."""
-        with ShardReader(Path(self.dataset.shards_uri)) as reader:
+        with ShardReader(self.place.fetch(self.dataset.shards_uri)) as reader:
             chosen = _spread(len(reader), NUM_COLLAPSE_IMAGES)
             images = [
                 EncodedImage(name=reader.entry(i).sha256, content=reader.read(i)) for i in chosen

@@ -86,7 +86,9 @@ def _register(
     directory.mkdir(parents=True, exist_ok=True)
     version = registry.add(
         code=MODEL_CODE,
-        weights=_backbone_weights(checkpoint, directory / "teacher.safetensors"),
+        weights=_backbone_weights(
+            place.fetch(checkpoint.teacher_uri), directory / "teacher.safetensors"
+        ),
         config=_model_config(checkpoint, directory / "teacher.json"),
         example=_example_image(checkpoint),
         documents={"evaluation": _written(report, directory / "evaluation.json")},
@@ -173,8 +175,8 @@ def decide(
     return Decision(is_champion=gain >= gate.minimum_gain, sentence=said, value=value)
 
 
-def _backbone_weights(checkpoint: CheckpointManifest, path: Path) -> Path:
-    tensors = load_file(checkpoint.teacher_uri)
+def _backbone_weights(teacher: Path, path: Path) -> Path:
+    tensors = load_file(teacher)
     prefix = "backbone."
     backbone = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     save_file(backbone, path)

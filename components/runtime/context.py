@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from components.runtime.places import is_remote, joined, local_path
 from dinov2_core.config import Frozen
 
 
@@ -13,26 +14,37 @@ class RunContext(Frozen):
     """What all stages of one pipeline run share; no secret belongs here."""
 
     workdir: str
-    """Directory, the same for all stages, that holds everything the run writes."""
+    """Directory on a file system that all stages see, or s3://BUCKET/PREFIX: holds everything that
+    the run writes."""
     run_id: str = ""
     """Identity of the pipeline run; empty takes the identity that Kubeflow gave it."""
     run_name: str
     """Name that people see."""
     tracking_uri: str = ""
-    """MLflow server or store; empty is an SQLite store in the work directory."""
+    """MLflow server or store; empty is an SQLite store in the work directory on this node."""
     experiment: str = "dinopipe"
     """MLflow experiment."""
     use_cache: bool = True
     """Whether a finished stage with the same inputs and settings is taken over."""
     spec_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     """Digest of the spec that the run was started from."""
+    joined_run: str = ""
+    """MLflow run that the cluster opened for this stage and will close; empty opens our own."""
+    joined_experiment: str = ""
+    """MLflow experiment of that run."""
     profile_steps: int = Field(0, ge=0)
     """Steps of each training stage that a profiler records; no part of a result's identity."""
 
     @property
     def root(self) -> Path:
-        """The work directory as a path."""
-        return Path(self.workdir)
+        """The work directory on this node: the directory itself, or that of the spool."""
+        return local_path(self.workdir)
+
+    def uri_of(self, path: Path) -> str:
+        """The place, for all nodes, of what lies below the work directory on this one."""
+        if not is_remote(self.workdir):
+            return str(path)
+        return joined(self.workdir, path.relative_to(self.root).as_posix())
 
     @property
     def resolved_tracking_uri(self) -> str:

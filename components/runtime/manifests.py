@@ -55,7 +55,7 @@ class Manifest(Frozen):
     """What every manifest says."""
 
     uri: str
-    """Directory or file that holds the bytes."""
+    """Directory or file that holds the bytes: a path or an s3:// URI."""
     sha256: str
     """Digest of the content the manifest stands for; the same content has the same digest."""
     config_sha256: str
@@ -77,13 +77,23 @@ class Manifest(Frozen):
             ValueError: The file is missing or is not such a manifest.
         """
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+            return cls.of(path.read_text(encoding="utf-8"), place=str(path))
         except FileNotFoundError as error:
             raise ValueError(
                 f"manifest {path} does not exist; run the stage that writes it first"
             ) from error
+
+    @classmethod
+    def of(cls, text: str, *, place: str) -> Self:
+        """Check the text of a manifest that was read from some place.
+
+        Raises:
+            ValueError: It is not such a manifest.
+        """
+        try:
+            return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ValueError(f"{path} is not a {cls.__name__}: {error}") from error
+            raise ValueError(f"{place} is not a {cls.__name__}: {error}") from error
 
 
 class AuditReport(Frozen):

@@ -101,6 +101,7 @@ class Registry:
             )
             if metrics:
                 mlflow.log_metrics(metrics, model_id=logged.model_id)
+        self.run.keep_open()
         return RegisteredVersion(version=int(logged.registered_model_version), tags={})
 
     def decide(self, version: int, *, alias: str, tags: dict[str, str]) -> None:

@@ -6,27 +6,41 @@ import argparse
 import json
 import logging
 import os
-import shutil
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from components.runtime.context import RunContext
+from components.runtime.copying import Copier
+from components.runtime.lease import leased
 from components.runtime.logging import set_up_logging
-from components.runtime.manifests import Manifest, Parent, digest_of, write_atomically
+from components.runtime.manifests import Manifest, Parent, digest_of
 from components.runtime.outputs import write_executor_output
-from components.runtime.processes import die_with_parent
+from components.runtime.processes import die_with_parent, exclusive_directory
 from components.runtime.progress import Reporter
-from components.runtime.storage import StorageError
+from components.runtime.storage import (
+    HOLDS,
+    StorageError,
+    delete,
+    exists,
+    fetch,
+    is_remote,
+    joined,
+    names,
+    read_text,
+    send,
+    write_text,
+)
 from components.runtime.tracking import (
     TRACKING_ERRORS,
     StageRun,
     Tracker,
     TrackingUnreachable,
+    join_injected_run,
     package_version,
 )
 from dinov2_core.config import Frozen
@@ -53,6 +67,8 @@ class Workplace:
 
     directory: Path
     """Kept between attempts of the same work; outputs go here."""
+    lock: int
+    """Descriptor of the directory's lock, for processes that shall hold it as well."""
     run: StageRun
     """MLflow run of the stage."""
     report: Reporter
@@ -63,6 +79,19 @@ class Workplace:
     """For the manifest."""
     context: RunContext
     """Of the pipeline run."""
+
+    def uri(self, path: Path) -> str:
+        """What a manifest calls a place below the directory."""
+        return self.context.uri_of(path)
+
+    def fetch(self, uri: str) -> Path:
+        """Where on this node a place is that a manifest names; see `storage.fetch`."""
+
+        def progress(done: int, total: int) -> None:
+            if total:
+                self.report("fetching", done // 10**6, total // 10**6, unit="megabyte")
+
+        return fetch(uri, progress=progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +110,10 @@ class Stage(Generic[Output]):
     """Does it."""
     metrics: Callable[[Output], dict[str, float]]
     """Numbers to show for a manifest."""
-    holds: Callable[[Output, StageRun], bool] = lambda manifest, _: Path(manifest.uri).exists()
+    holds: Callable[[Output, StageRun], bool] = lambda manifest, _: exists(manifest.uri)
     """Whether what an earlier manifest describes is still there."""
+    scratch: tuple[str, ...] = ()
+    """Names in the directory that no other stage reads, and that a store does not get."""
 
 
 def stage_parser(description: str, *inputs: str) -> argparse.ArgumentParser:
@@ -99,8 +130,13 @@ def stage_parser(description: str, *inputs: str) -> argparse.ArgumentParser:
 
 
 def context_of(args: argparse.Namespace) -> RunContext:
-    """The run context, with Kubeflow's run identity where none was given."""
+    """The run context, with Kubeflow's run identity and MLflow run where none was given.
+
+    On this machine the identity is given, so that variables of a person's shell join nothing.
+    """
     context = RunContext.model_validate_json(args.context)
+    if args.kubeflow_run and not context.run_id:
+        context = join_injected_run(context, os.environ)
     run_id = context.run_id or args.kubeflow_run or "by-hand"
     return context.model_copy(update={"run_id": run_id})
 
@@ -135,17 +171,25 @@ def run_stage(
             for what a person can put right.
     """
     context = context_of(args)
-    report = Reporter(context.progress_directory / f"{name}.json", stage=name)
-    report("checking", 0, 1, unit="step")
-    try:
-        stage = prepare(args)
-        attempt = _Attempt.of(name, stage, context=context)
-    except BaseException as error:
-        report.finish("failed", detail=_said(error))
-        raise
+    path = context.progress_directory / f"{name}.json"
+    with Copier({path: context.uri_of(path)}):
+        report = Reporter(path, stage=name)
+        report("checking", 0, 1, unit="step")
+        try:
+            stage = prepare(args)
+            attempt = _Attempt.of(name, stage, context=context)
+        except BaseException as error:
+            report.finish("failed", detail=_said(error))
+            raise
+        _finish(attempt, args=args, report=report)
+    return 0
+
+
+def _finish(attempt: _Attempt[Output], *, args: argparse.Namespace, report: Reporter) -> None:
+    """Bring an attempt to its end and tell everybody how it went."""
     try:
         manifest, is_cached = attempt.result(report)
-        numbers = stage.metrics(manifest)
+        numbers = attempt.stage.metrics(manifest)
         attempt.run.log_metrics(numbers)
         manifest.write(args.output)
         write_executor_output(args.executor_input, manifest=manifest, metrics=numbers)
@@ -156,8 +200,7 @@ def run_stage(
             attempt.run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     attempt.run.end("FINISHED")
-    report.finish("cached" if is_cached else "succeeded", manifest_uri=str(attempt.finished))
-    return 0
+    report.finish("cached" if is_cached else "succeeded", manifest_uri=attempt.finished)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,42 +226,92 @@ class _Attempt(Generic[Output]):
             }
         )
         directory = context.stage_directory(name, key)
-        _forget_unless_cached(directory, context)
         run = Tracker(context).stage(name, key=key[:16])
         return cls(stage=stage, context=context, directory=directory, run=run, parents=parents)
 
     @property
-    def finished(self) -> Path:
-        """Manifest that is written last."""
-        return self.directory / "manifest.json"
+    def home(self) -> str:
+        """The directory as all nodes call it."""
+        return self.context.uri_of(self.directory)
 
-    def _is_at_home(self, manifest: Output) -> bool:
-        """Whether a manifest's files lie where it does: a work directory may have been moved."""
-        place = Path(manifest.uri)
-        return not place.is_absolute() or place.is_relative_to(self.directory)
+    @property
+    def finished(self) -> str:
+        """Manifest that is written last."""
+        return joined(self.home, "manifest.json")
 
     def result(self, report: Reporter) -> tuple[Output, bool]:
         """The manifest, and whether it was there already."""
-        stage, run = self.stage, self.run
-        if self.finished.exists():
-            manifest = stage.manifest_type.read(self.finished)
-            if self._is_at_home(manifest) and stage.holds(manifest, run):
-                run.set_tags({"dinopipe.cached_from": manifest.mlflow_run_id})
+        manifest = self._earlier_result()
+        if manifest is not None:
+            return manifest, True
+        with self._held() as lock:
+            self._forget_unless_cached()
+            manifest = self._earlier_result()  # somebody may have held it for that very work
+            if manifest is not None:
                 return manifest, True
+            delete(self.finished)
+            manifest = self._work(report, lock=lock)
+            send(self.directory, self.home, leaving_out=self.stage.scratch)
+            write_text(self.finished, manifest.model_dump_json(indent=2) + "\n")
+        return manifest, False
+
+    def _earlier_result(self) -> Output | None:
+        """The manifest of finished work that may be taken over."""
+        text = read_text(self.finished)
+        if text is None or not (self.context.use_cache or self._is_ours()):
+            return None
+        manifest = self.stage.manifest_type.of(text, place=self.finished)
+        if not self._is_at_home(manifest) or not self.stage.holds(manifest, self.run):
             logger.info("what %s describes is gone or was moved; doing it again", self.finished)
-            self.finished.unlink()
-        run.log_params(json.loads(stage.settings.model_dump_json()))
+            return None
+        self.run.set_tags({"dinopipe.cached_from": manifest.mlflow_run_id})
+        return manifest
+
+    def _is_at_home(self, manifest: Output) -> bool:
+        """Whether a manifest's files lie where it does: a work directory may have been moved."""
+        place = manifest.uri
+        is_a_place = is_remote(place) or Path(place).is_absolute()
+        return not is_a_place or place == self.home or place.startswith(self.home + "/")
+
+    @contextmanager
+    def _held(self) -> Iterator[int]:
+        """Keep other runs out of the directory; gives the lock's descriptor."""
+        with exclusive_directory(self.directory) as lock:
+            if not is_remote(self.home):
+                yield lock
+                return
+            with leased(joined(self.home, "lease.json"), owner=f"run {self.context.run_id}"):
+                yield lock
+
+    @property
+    def _owner(self) -> str:
+        return joined(self.home, "run_id")
+
+    def _is_ours(self) -> bool:
+        """Whether this run was the last to work here: a restart of the run continues it."""
+        return read_text(self._owner) == self.context.run_id
+
+    def _forget_unless_cached(self) -> None:
+        """Without the cache, empty the directory once per run."""
+        if not self.context.use_cache and not self._is_ours():
+            stored = {name.partition("/")[0] for name in names(self.home)}
+            here = {path.name for path in self.directory.iterdir()}
+            for name in (stored | here).difference(HOLDS):
+                delete(joined(self.home, name))
+        write_text(self._owner, self.context.run_id)
+
+    def _work(self, report: Reporter, *, lock: int) -> Output:
+        self.run.log_params(json.loads(self.stage.settings.model_dump_json()))
         place = Workplace(
             directory=self.directory,
-            run=run,
+            lock=lock,
+            run=self.run,
             report=report,
-            config_sha256=digest_of(stage.settings),
+            config_sha256=digest_of(self.stage.settings),
             parents=self.parents,
             context=self.context,
         )
-        manifest = stage.work(place)
-        manifest.write(self.finished)
-        return manifest, False
+        return self.stage.work(place)
 
 
 def _said(error: BaseException) -> str:
@@ -228,12 +321,3 @@ def _said(error: BaseException) -> str:
 
 def _kind(manifest: Manifest) -> str:
     return str(getattr(manifest, "kind", type(manifest).__name__))
-
-
-def _forget_unless_cached(directory: Path, context: RunContext) -> None:
-    """Without the cache, empty the directory once per run: a restart of the run continues it."""
-    owner = directory / "run_id"
-    ours = owner.exists() and owner.read_text(encoding="utf-8") == context.run_id
-    if not context.use_cache and directory.exists() and not ours:
-        shutil.rmtree(directory)
-    write_atomically(owner, context.run_id)

@@ -1,282 +1,200 @@
-"""Objects on disk and on S3: listing and reading, the only door to boto3."""
+"""The storage door: what stages exchange, by path or by s3:// URI.
+
+Stages work in local directories. For a path that is the place itself, and nothing is copied. For a
+URI it is a directory of this node's spool, at the same key: `send` copies from it to the store and
+`fetch` the other way, each only what the other side lacks.
+"""
 
 from __future__ import annotations
 
-import glob as globbing
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import fcntl
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
 
-import boto3
-import pyarrow
-import pyarrow.compute as compute
-import pyarrow.parquet as parquet
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from components.runtime import s3
+from components.runtime.manifests import write_atomically
+from components.runtime.places import bucket_and_key, is_remote, joined, local_path, spool
+from components.runtime.s3 import ObjectUnreadable, RemoteObject, StorageError, StoreUnreachable
 
-PARQUET_MAGIC = b"PAR1"
+__all__ = [
+    "ObjectUnreadable",
+    "StorageError",
+    "StoreUnreachable",
+    "is_remote",
+    "joined",
+    "local_path",
+]
 
+PARALLEL_OBJECTS = 4
+"""Objects on the way at a time; large ones go in several parts at a time besides."""
 
-class StorageError(ValueError):
-    """A place could not be listed or reached; the message says which and what to do."""
+HOLDS = ("lock", "lease.json")
+"""Files that say who is at work in a directory; they are never copied."""
 
-
-class ObjectUnreadable(OSError):
-    """One object cannot be read, while the store answers; the others may be fine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredObject:
-    """One object under a root."""
-
-    key: str
-    """Path relative to the root, with forward slashes."""
-    uri: str
-    """Where it is read from."""
-    size_bytes: int
-    """Size of the object."""
-    etag: str = ""
-    """What the store says of the content; empty for files."""
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in all."""
 
 
-class ObjectSource(Protocol):
-    """A root under which objects lie."""
-
-    def objects(self) -> list[StoredObject]:
-        """All objects, ordered by key."""
-        ...
-
-    def read(self, item: StoredObject) -> bytes:
-        """Bytes of one object."""
-        ...
+def _silent(_done: int, _total: int) -> None:
+    """Tell nobody."""
 
 
-def is_remote(uri: str) -> bool:
-    """Whether a URI names an object store rather than a path."""
-    return uri.startswith("s3://")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalSource:
-    """Files below a folder, or those that a glob pattern matches."""
-
-    pattern: str
-
-    def objects(self) -> list[StoredObject]:
-        """All files, ordered by path; hidden files and folders are left out.
-
-        Raises:
-            StorageError: Nothing exists at the path, or nothing matches the pattern.
-        """
-        root, paths = self._root_and_paths()
-        items = [
-            StoredObject(
-                key=path.relative_to(root).as_posix(), uri=str(path), size_bytes=_size(path)
-            )
-            for path in paths
-        ]
-        return sorted(items, key=lambda item: item.key)
-
-    def read(self, item: StoredObject) -> bytes:
-        """Bytes of one file."""
-        return Path(item.uri).read_bytes()
-
-    def _root_and_paths(self) -> tuple[Path, Iterator[Path]]:
-        root = Path(self.pattern)
-        if root.is_dir():
-            return root, _files_below(root)
-        if root.is_file():
-            return root.parent, iter([root])
-        if not globbing.has_magic(self.pattern):
-            raise StorageError(
-                f"folder {self.pattern} does not exist; name an existing folder or file, a glob "
-                f"pattern, a Parquet file or an s3:// prefix"
-            )
-        matches = [Path(path) for path in globbing.glob(self.pattern, recursive=True)]
-        return _fixed_folder(self.pattern), (path for path in matches if path.is_file())
-
-
-def _files_below(root: Path) -> Iterator[Path]:
-    """Files of a folder and of the folders that it holds or links to, each folder once."""
-
-    def refuse(error: OSError) -> None:
-        raise StorageError(
-            f"folder {error.filename} cannot be read ({error.strerror}); check its permissions"
-        ) from error
-
-    seen: set[tuple[int, int]] = set()
-    for folder, names, files in os.walk(root, followlinks=True, onerror=refuse):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            names.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        names[:] = sorted(name for name in names if not name.startswith("."))
-        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file; 0 for one that cannot be looked at, which reading will then tell."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
-
-
-def _is_table(path: Path) -> bool:
-    """Whether a file is Parquet, by its first bytes: its name may say anything."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
-    except OSError:
-        return path.suffix == ".parquet"
-
-
-def fixed_part(place: str) -> str:
-    """A path itself, or of a glob pattern the folder before its first magic part."""
-    return str(_fixed_folder(place)) if globbing.has_magic(place) else place
-
-
-def _fixed_folder(pattern: str) -> Path:
-    parts = Path(pattern).parts
-    return Path(*parts[: _first_magic(parts)])
-
-
-def _first_magic(parts: tuple[str, ...]) -> int:
-    return next((i for i, part in enumerate(parts) if globbing.has_magic(part)), len(parts) - 1)
-
-
-class ParquetSource:
-    """Rows of a Parquet file whose column `image` holds the bytes of image files."""
-
-    def __init__(self, path: Path) -> None:
-        """Open the file.
-
-        Raises:
-            StorageError: It does not exist or has no such column.
-        """
-        self._path = path
-        try:
-            columns = parquet.read_schema(path).names
-        except (OSError, pyarrow.ArrowInvalid) as error:
-            raise StorageError(
-                f"{path} is not a readable Parquet file; name a file with a column `image`"
-            ) from error
-        if "image" not in columns:
-            raise StorageError(
-                f"{path} has columns {', '.join(columns)}; a column `image` with the bytes of "
-                f"image files is needed"
-            )
-        column = parquet.read_table(path, columns=["image"])["image"]
-        if pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-            column = compute.struct_field(column, "bytes")
-        if not (pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type)):
-            raise StorageError(
-                f"{path} has a column `image` of type {column.type}; it must hold the bytes of "
-                f"image files, or structs with a field `bytes`"
-            )
-        self._images = column
-
-    def objects(self) -> list[StoredObject]:
-        """One object per row, in the order of the file."""
-        sizes = compute.binary_length(self._images).to_pylist()
-        return [
-            StoredObject(key=f"row_{i:09d}", uri=f"{self._path}#{i}", size_bytes=size or 0)
-            for i, size in enumerate(sizes)
-        ]
-
-    def read(self, item: StoredObject) -> bytes:
-        """Bytes of one row."""
-        content: bytes = self._images[int(item.uri.rpartition("#")[2])].as_py() or b""
-        return content
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class S3Source:
-    """Objects below an S3 prefix; endpoint and credentials come from the environment."""
-
-    bucket: str
-    prefix: str
-    client: Any
-
-    def objects(self) -> list[StoredObject]:
-        """All objects below the prefix, ordered by key.
-
-        Raises:
-            StorageError: No credentials, no such bucket, no permission, no connection.
-        """
-        try:
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self.prefix
-            )
-            found = [entry for page in pages for entry in page.get("Contents", [])]
-        except (BotoCoreError, ClientError) as error:
-            raise _explained(error, f"s3://{self.bucket}/{self.prefix}") from error
-        items = [
-            StoredObject(
-                key=entry["Key"][len(self.prefix) :].lstrip("/"),
-                uri=f"s3://{self.bucket}/{entry['Key']}",
-                size_bytes=entry["Size"],
-                etag=entry["ETag"],
-            )
-            for entry in found
-            if not entry["Key"].endswith("/")
-        ]
-        return sorted(items, key=lambda item: item.key)
-
-    def read(self, item: StoredObject) -> bytes:
-        """Bytes of one object, retried by the client before it gives up.
-
-        Raises:
-            ObjectUnreadable: The store refuses this object.
-            StorageError: The store does not answer, or there are no credentials.
-        """
-        bucket, key = _bucket_and_key(item.uri)
-        try:
-            answer = self.client.get_object(Bucket=bucket, Key=key)
-            body: bytes = answer["Body"].read()
-            return body
-        except ClientError as error:
-            raise ObjectUnreadable(str(_explained(error, item.uri))) from error
-        except BotoCoreError as error:
-            raise _explained(error, item.uri) from error
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    """The two parts of an s3:// URI; a key may hold any character, `#` and `?` too."""
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
-
-
-def open_source(uri: str) -> ObjectSource:
-    """The source that a folder, a file, a glob pattern or an s3:// prefix names.
+def exists(uri: str) -> bool:
+    """Whether there is such a file or directory.
 
     Raises:
-        StorageError: A Parquet file is missing or has no images.
+        StorageError: The store does not answer.
+    """
+    return bool(_objects(uri)) if is_remote(uri) else Path(uri).exists()
+
+
+def names(uri: str) -> list[str]:
+    """Paths of all files below a directory, relative to it, in order; none where it is absent.
+
+    Hidden files of a local directory, which are somebody's temporary ones, are left out.
+    """
+    if is_remote(uri):
+        return [_below(item.uri, uri) for item in _objects(uri) if item.uri != uri]
+    files = (
+        path for path in Path(uri).rglob("*") if path.is_file() and not path.name.startswith(".")
+    )
+    return sorted(path.relative_to(uri).as_posix() for path in files)
+
+
+def read_text(uri: str) -> str | None:
+    """A small text file; None where there is none.
+
+    Raises:
+        StorageError: The store does not answer, or what it gives is damaged.
     """
     if not is_remote(uri):
         path = Path(uri)
-        is_table = not path.is_dir() and not globbing.has_magic(uri) and _is_table(path)
-        return ParquetSource(path) if is_table else LocalSource(pattern=uri)
-    bucket, prefix = _bucket_and_key(uri)
-    folder = prefix if not prefix or prefix.endswith("/") else prefix + "/"
-    return S3Source(bucket=bucket, prefix=folder, client=_s3_client())
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    if s3.find(uri) is None:
+        return None
+    try:
+        return s3.read(uri).decode()
+    except ObjectUnreadable as error:
+        raise StorageError(str(error)) from error
 
 
-def find_object(uri: str) -> StoredObject:
-    """Size and etag of the one object that an s3:// URI names.
+def write_text(uri: str, text: str) -> None:
+    """Write a small text file; a reader sees the old one or the new one, never a part."""
+    if is_remote(uri):
+        s3.write(uri, text.encode())
+    else:
+        write_atomically(Path(uri), text)
+
+
+def delete(uri: str) -> None:
+    """Remove a file or a directory with all that it holds, from the store and from the spool."""
+    if is_remote(uri):
+        delete_there(uri)
+    path = local_path(uri)
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def delete_there(uri: str) -> None:
+    """Remove from a store what a URI names, and leave the spool as it is."""
+    s3.delete([item.uri for item in _objects(uri)])
+
+
+def fetch_file(uri: str, path: Path) -> None:
+    """Bring one object to a path, verified, whatever is there.
 
     Raises:
-        StorageError: There is no such object, or as for `S3Source.objects`.
+        ObjectUnreadable: There is no such object, or it stays damaged.
+        StorageError: The store does not answer.
     """
-    bucket, key = _bucket_and_key(uri)
-    try:
-        head = _s3_client().head_object(Bucket=bucket, Key=key)
-    except (BotoCoreError, ClientError) as error:
-        raise _explained(error, uri) from error
-    return StoredObject(key=key, uri=uri, size_bytes=head["ContentLength"], etag=head["ETag"])
+    s3.download(uri, path)
+
+
+def fetch(uri: str, *, progress: Progress = _silent) -> Path:
+    """Where a file or directory is on this node, after bringing there what the spool lacks.
+
+    Every object is verified as it arrives. Ranks of one node may ask at the same time: one
+    brings, the others wait.
+
+    Args:
+        uri: A path, which is returned as it is, or a URI.
+        progress: Told how far it is.
+
+    Raises:
+        StorageError: There is no such object, one is damaged, or the store does not answer.
+    """
+    path = local_path(uri)
+    if not is_remote(uri):
+        return path
+    with _one_at_a_time(path):
+        found = _objects(uri)
+        if not found:
+            raise StorageError(f"{uri} does not exist; run the stage that writes it first")
+        lacking = [item for item in found if not _is_here(item)]
+        total, done = sum(item.size_bytes for item in lacking), 0
+        progress(done, total)
+        with ThreadPoolExecutor(PARALLEL_OBJECTS) as pool:
+            for item in pool.map(_bring, lacking):
+                done += item.size_bytes
+                progress(done, total)
+    return path
+
+
+def fetch_if_newer(uri: str) -> None:
+    """Bring a file that somebody on another node may have gone on with.
+
+    A file of the spool that grew out of the store's one stays; where there is none, nothing
+    happens.
+
+    Raises:
+        StorageError: As for `fetch`.
+    """
+    for item in _objects(uri) if is_remote(uri) else ():
+        path = local_path(item.uri)
+        if not path.exists() or _remembered(path).get("etag") != item.etag:
+            _bring(item)
+
+
+def send(
+    path: Path, uri: str, *, leaving_out: Collection[str] = (), is_growing: bool = False
+) -> None:
+    """Copy a file or a directory to its place, as far as it changed; nothing where it lies there.
+
+    Hidden files and folders of a directory stay behind.
+
+    Args:
+        path: In the spool, at the place that belongs to the URI.
+        uri: Where it goes.
+        leaving_out: Names in the directory that are not sent.
+        is_growing: Whether somebody may write to a file meanwhile: what it holds now is sent.
+
+    Raises:
+        StorageError: The store does not take it.
+    """
+    if not is_remote(uri):
+        return
+    if not path.is_dir():
+        _send_file(path, uri, is_growing=is_growing)
+        return
+    files = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and _is_sent(file.relative_to(path), leaving_out)
+    ]
+
+    def send_one(file: Path) -> None:
+        with suppress(FileNotFoundError):  # somebody's temporary file
+            _send_file(file, joined(uri, file.relative_to(path).as_posix()), is_growing=is_growing)
+
+    with ThreadPoolExecutor(PARALLEL_OBJECTS) as pool:
+        list(pool.map(send_one, files))
 
 
 def fetch_object(uri: str, *, directory: Path) -> Path:
@@ -286,39 +204,117 @@ def fetch_object(uri: str, *, directory: Path) -> Path:
         The file, named by the object's etag and with its suffix.
 
     Raises:
-        StorageError: As for `find_object`.
+        StorageError: There is no such object, it is damaged, or the store does not answer.
     """
     item = find_object(uri)
-    path = directory / f"{item.etag.strip(chr(34))}{Path(item.key).suffix}"
-    if path.exists():
-        return path
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    suffix = Path(bucket_and_key(uri)[1]).suffix
+    path = directory / f"{item.etag.strip(chr(34))}{suffix}"
+    if not path.exists():
+        _download(uri, path)
+    return path
+
+
+def find_object(uri: str) -> RemoteObject:
+    """Size and etag of the one object that an s3:// URI names.
+
+    Raises:
+        StorageError: There is no such object, or the store does not answer.
+    """
+    found = s3.find(uri)
+    if found is None:
+        raise StorageError(f"S3 answered 404 for {uri}; check bucket, key and permissions")
+    return found
+
+
+def _objects(uri: str) -> list[RemoteObject]:
+    """The object of a URI, or all below it, ordered; hidden ones are the spool's own business."""
+    below = uri.rstrip("/") + "/"
+    found = [
+        item
+        for item in s3.objects_with_prefix(uri.rstrip("/"))
+        if item.uri == uri or (item.uri.startswith(below) and not item.uri.endswith("/"))
+    ]
+    return sorted(found, key=lambda item: item.uri)
+
+
+def _below(uri: str, root: str) -> str:
+    return uri[len(root.rstrip("/")) + 1 :]
+
+
+def _is_sent(relative: Path, leaving_out: Collection[str]) -> bool:
+    is_hidden = any(part.startswith(".") for part in relative.parts)
+    return not is_hidden and relative.parts[0] not in (*HOLDS, *leaving_out)
+
+
+def _send_file(path: Path, uri: str, *, is_growing: bool) -> None:
+    """Send a file unless it is as it was when it was sent or fetched."""
+    with _one_at_a_time(path):
+        seen = _seen(path)
+        if _remembered(path).get("seen") == seen and s3.find(uri) is not None:
+            return
+        if seen[0] <= s3.PART_BYTES:
+            etag = s3.write(uri, path.read_bytes())
+        elif is_growing:
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".sending") as folder:
+                etag = s3.upload(Path(shutil.copyfile(path, Path(folder) / path.name)), uri)
+        else:
+            etag = s3.upload(path, uri)
+        _remember(path, etag=etag, seen=seen)
+
+
+def _bring(item: RemoteObject) -> RemoteObject:
+    path = local_path(item.uri)
+    etag = _download(item.uri, path)
+    _remember(path, etag=etag, seen=_seen(path))
+    return item
+
+
+def _download(uri: str, path: Path) -> str:
     try:
-        bucket, key = _bucket_and_key(uri)
-        _s3_client().download_file(bucket, key, str(partial))
-    except (BotoCoreError, ClientError) as error:
-        partial.unlink(missing_ok=True)
-        raise _explained(error, uri) from error
-    return partial.replace(path)
+        return s3.download(uri, path)
+    except ObjectUnreadable as error:
+        raise StorageError(
+            f"{error}; run the stage that wrote it again, without the cache (--no-cache)"
+        ) from error
 
 
-def _s3_client() -> Any:
-    settings = Config(
-        retries={"max_attempts": 5, "mode": "standard"}, connect_timeout=5, read_timeout=30
-    )
-    return boto3.Session().client("s3", config=settings)
+def _is_here(item: RemoteObject) -> bool:
+    """Whether the spool holds this version, untouched since it was sent or fetched."""
+    path = local_path(item.uri)
+    if not path.exists():
+        return False
+    return _remembered(path) == {"etag": item.etag, "seen": _seen(path)}
 
 
-def _explained(error: BotoCoreError | ClientError, uri: str) -> StorageError:
-    if isinstance(error, NoCredentialsError):
-        return StorageError(
-            f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            f"AWS_PROFILE, or give the pod a role (never in the spec)"
-        )
-    if isinstance(error, ClientError):
-        code = error.response.get("Error", {}).get("Code", "unknown")
-        return StorageError(f"S3 answered {code} for {uri}; check bucket, prefix and permissions")
-    return StorageError(
-        f"S3 is not reachable for {uri} ({error}); check AWS_ENDPOINT_URL and the network"
-    )
+def _seen(path: Path) -> list[int]:
+    """What changes when a file does: its size and time."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """Where the door keeps what it knows of a place: in the spool, away from the files."""
+    return spool() / ".stored" / f"{path.relative_to(spool())}{ending}"
+
+
+def _remembered(path: Path) -> dict[str, object]:
+    """Etag that a file of the spool had in the store, and how the file looked then."""
+    try:
+        known: dict[str, object] = json.loads(_beside(path, ".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known
+
+
+def _remember(path: Path, *, etag: str, seen: list[int]) -> None:
+    write_atomically(_beside(path, ".json"), json.dumps({"etag": etag, "seen": seen}))
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Let the processes of a node that want the same place wait for each other."""
+    lock = _beside(path, ".lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

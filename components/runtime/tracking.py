@@ -7,11 +7,12 @@ import platform
 import subprocess
 import tempfile
 import time
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import psutil
@@ -26,6 +27,7 @@ from components.runtime.context import RunContext
 RUN_TAG = "dinopipe.run_id"
 STAGE_TAG = "dinopipe.stage"
 KEY_TAG = "dinopipe.stage_key"
+STATUS_TAG = "dinopipe.status"
 TRACKED_PACKAGES = ("dinopipe", "torch", "mlflow", "numpy", "faiss-cpu", "timm", "kfp")
 BATCH = 900
 """Metrics in one request; the server takes at most 1000."""
@@ -74,6 +76,30 @@ def _without_password(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
+def join_injected_run(context: RunContext, environment: MutableMapping[str, str]) -> RunContext:
+    """The context with the MLflow run that Kubeflow's plugin opened for this task, if it did.
+
+    Args:
+        context: Of the pipeline run.
+        environment: Variables of the container; a password in the address moves into the
+            variables that MLflow reads, because the context is written to files.
+    """
+    run_id, uri = environment.get("MLFLOW_RUN_ID", ""), environment.get("MLFLOW_TRACKING_URI", "")
+    if not run_id or not uri:
+        return context
+    parts = urlsplit(uri)
+    if parts.username is not None or parts.password is not None:
+        environment.setdefault("MLFLOW_TRACKING_USERNAME", unquote(parts.username or ""))
+        environment.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(parts.password or ""))
+    return context.model_copy(
+        update={
+            "tracking_uri": _without_password(uri),
+            "joined_run": run_id,
+            "joined_experiment": environment.get("MLFLOW_EXPERIMENT_ID", ""),
+        }
+    )
+
+
 def system_facts() -> dict[str, str]:
     """What a result may depend on: versions, machine, commit."""
     facts = {f"version.{name}": package_version(name) for name in TRACKED_PACKAGES}
@@ -117,6 +143,8 @@ class StageRun:
     run_id: str
     tracking_uri: str
     experiment_id: str
+    is_joined: bool = False
+    """Whether the cluster opened it and will close it."""
 
     def log_params(self, values: dict[str, object], *, prefix: str = "") -> None:
         """Log settings, nested ones with dotted names; those already there stay."""
@@ -172,8 +200,16 @@ class StageRun:
         return max((point.step for point in history), default=-1)
 
     def end(self, status: Status) -> None:
-        """Close the run."""
-        self.client.set_terminated(self.run_id, status)
+        """Close the run; one that was joined only learns how the stage ended."""
+        if self.is_joined:
+            self.set_tags({STATUS_TAG: status})
+        else:
+            self.client.set_terminated(self.run_id, status)
+
+    def keep_open(self) -> None:
+        """Open a joined run again after MLflow's own interface has closed it."""
+        if self.is_joined:
+            self.client.update_run(self.run_id, status="RUNNING")
 
 
 def _flattened(values: dict[str, object], prefix: str = "") -> dict[str, object]:
@@ -206,7 +242,7 @@ class Tracker:
         uri = self.context.resolved_tracking_uri
         check_reachable(uri)
         self.client = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
-        self.experiment_id = self._experiment()
+        self.experiment_id = self.context.joined_experiment or self._experiment()
 
     def _experiment(self) -> str:
         name = self.context.experiment
@@ -242,7 +278,15 @@ class Tracker:
         return str(run.info.run_id)
 
     def stage(self, stage: str, *, key: str) -> StageRun:
-        """The nested run of a stage; the same stage of the same run continues its own."""
+        """The run of a stage: one that the cluster opened, else a nested one of our own.
+
+        The same stage of the same run continues its own.
+
+        Raises:
+            ValueError: The run that the cluster names does not exist.
+        """
+        if self.context.joined_run:
+            return self._join(stage, key=key)
         parent = self.parent()
         run_id = self._find(
             f"tags.`{RUN_TAG}` = '{self.context.run_id}' and tags.`{KEY_TAG}` = '{stage}-{key}'"
@@ -262,6 +306,20 @@ class Tracker:
             run_id = str(run.info.run_id)
         return self.open(run_id)
 
+    def _join(self, stage: str, *, key: str) -> StageRun:
+        run = self.open(self.context.joined_run)
+        tags = {RUN_TAG: self.context.run_id, STAGE_TAG: stage, KEY_TAG: f"{stage}-{key}"}
+        try:
+            run.set_tags({**tags, **system_facts()})
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise ValueError(
+                f"MLFLOW_RUN_ID {run.run_id} is not in {self.context.tracking_uri}; it is set by "
+                "Kubeflow's MLflow plugin: check plugins.mlflow in its configuration"
+            ) from error
+        return run
+
     def open(self, run_id: str) -> StageRun:
         """A run whose id is known."""
         return StageRun(
@@ -269,6 +327,7 @@ class Tracker:
             run_id=run_id,
             tracking_uri=self.context.resolved_tracking_uri,
             experiment_id=self.experiment_id,
+            is_joined=run_id == self.context.joined_run,
         )
 
     def end_parent(self, status: Status) -> str:

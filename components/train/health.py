@@ -203,7 +203,7 @@ class HealthPage:
         """A few images as the loader makes them, with the masks of a small batch."""
         crops, patch = self._learning.crops, self._learning.backbone.patch_size_pixels
         side = crops.global_crop_size_pixels // patch
-        with ShardReader(Path(self._job.shards)) as reader:
+        with ShardReader(self._job.images) as reader:
             num_images = min(NUM_CROPPED, len(reader))
             with PretrainLoader(
                 reader,

@@ -1,4 +1,4 @@
-"""What the launcher tells the ranks, and what they tell it: small JSON files in one directory."""
+"""What the launcher tells the ranks, and what they tell it: small JSON files in one place."""
 
 from __future__ import annotations
 
@@ -11,12 +11,23 @@ from typing import Literal
 from pydantic import Field
 
 from components.runtime.context import RunContext
-from components.runtime.manifests import write_atomically
+from components.runtime.storage import (
+    delete,
+    is_remote,
+    joined,
+    local_path,
+    names,
+    read_text,
+    write_text,
+)
 from components.train.config import TrainStage
 from dinov2_core.config import Frozen
 
 PREEMPTED = 75
 """Exit code (EX_TEMPFAIL): stopped by SIGTERM with a checkpoint written; start again to go on."""
+
+CHECKPOINTS = "checkpoints"
+"""Name of their directory in that of the stage."""
 
 Phase = Literal["pretrain", "finetune"]
 
@@ -31,23 +42,54 @@ class Job(Frozen):
     context: RunContext
     """Of the pipeline run."""
     directory: str
-    """Directory of the stage, on a file system that all ranks share."""
+    """Place of the stage: a directory that all nodes share, or an s3:// URI."""
     shards: str
-    """Directory of the images."""
+    """Place of the images."""
     starting_weights: str = ""
-    """File of a teacher to start from; empty starts from random weights."""
+    """Place of a teacher's file to start from; empty starts from random weights."""
     mlflow_run_id: str
     """Run that rank 0 logs to."""
 
     @property
     def root(self) -> Path:
-        """Directory of the stage."""
-        return Path(self.directory)
+        """Directory of the stage on this node."""
+        return local_path(self.directory)
+
+    @property
+    def uri(self) -> str:
+        """Place of the file that holds this job, which the ranks are started with."""
+        return joined(self.directory, "job.json")
+
+    @property
+    def images(self) -> Path:
+        """Directory of the images on this node, once they were fetched."""
+        return local_path(self.shards)
+
+    @property
+    def progress(self) -> Path:
+        """File of the phase's progress."""
+        return self.context.progress_directory / f"{self.phase}.json"
+
+    @property
+    def result(self) -> str:
+        """Place of what rank 0 leaves."""
+        return joined(self.directory, "result.json")
+
+    @property
+    def failures(self) -> str:
+        """Place of what ranks that fail leave."""
+        return joined(self.directory, "failures")
+
+    def place_of(self, path: Path) -> str:
+        """Where, for all nodes, a file below the directory is."""
+        if not is_remote(self.directory):
+            return str(path)
+        return joined(self.directory, path.relative_to(self.root).as_posix())
 
     @property
     def checkpoints(self) -> Path:
         """Directory of the resumable checkpoints."""
-        return self.root / "checkpoints"
+        return self.root / CHECKPOINTS
 
     @property
     def teacher(self) -> Path:
@@ -79,11 +121,6 @@ class Job(Frozen):
         """File that says which numbers of which images were not finite."""
         return self.root / "diagnosis.json"
 
-    @property
-    def file(self) -> Path:
-        """File that holds this job."""
-        return self.root / "job.json"
-
 
 class Result(Frozen):
     """What rank 0 leaves when it ends in good order."""
@@ -113,24 +150,54 @@ class Failure(Frozen):
     """Whether it says what to put right (a ValueError, a loss that is not finite)."""
 
 
-def result_file(directory: Path) -> Path:
-    """Where rank 0 writes its result."""
-    return directory / "result.json"
+def places_to_look_at(job: Job) -> dict[Path, str]:
+    """What the main rank keeps on its node for people to look at, and where all nodes see it."""
+    kept = (job.metrics, job.health, job.starting_report, job.trace)
+    return {path: job.place_of(path) for path in kept} | {
+        job.progress: job.context.uri_of(job.progress)
+    }
 
 
-def write_failure(directory: Path, *, rank: int, error: BaseException, can_be_fixed: bool) -> None:
+def write_job(job: Job) -> None:
+    """Leave a job where its ranks look for it."""
+    write_text(job.uri, job.model_dump_json(indent=2) + "\n")
+
+
+def read_job(uri: str) -> Job:
+    """The job of a file.
+
+    Raises:
+        ValueError: There is none.
+        StorageError: The store does not answer.
+    """
+    text = read_text(uri)
+    if text is None:
+        raise ValueError(f"job {uri} does not exist; the launcher writes it before it starts ranks")
+    return Job.model_validate_json(text)
+
+
+def write_result(job: Job, result: Result) -> None:
+    """Leave the result."""
+    write_text(job.result, result.model_dump_json(indent=2) + "\n")
+
+
+def read_result(job: Job) -> Result | None:
+    """What rank 0 left; None before that."""
+    text = read_text(job.result)
+    return None if text is None else Result.model_validate_json(text)
+
+
+def write_failure(job: Job, *, rank: int, error: BaseException, can_be_fixed: bool) -> None:
     """Leave the reason of a failure."""
     message = str(error) if can_be_fixed else f"{type(error).__name__}: {error}"
     failure = Failure(rank=rank, time=time.time(), message=message, can_be_fixed=can_be_fixed)
-    write_atomically(directory / "failures" / f"rank_{rank}.json", failure.model_dump_json())
+    write_text(joined(job.failures, f"rank_{rank}.json"), failure.model_dump_json())
 
 
-def first_failure(directory: Path) -> Failure | None:
+def first_failure(job: Job) -> Failure | None:
     """The failure to tell: one that can be fixed, else the earliest."""
-    failures = [
-        Failure.model_validate_json(path.read_text(encoding="utf-8"))
-        for path in directory.glob("failures/rank_*.json")
-    ]
+    texts = [read_text(joined(job.failures, name)) for name in names(job.failures)]
+    failures = [Failure.model_validate_json(text) for text in texts if text is not None]
     return min(failures, key=lambda f: (not f.can_be_fixed, f.time), default=None)
 
 
@@ -141,7 +208,7 @@ def last_rows(metrics: Path, count: int) -> list[dict[str, float]]:
     return [json.loads(line)[1] for line in lines]
 
 
-def forget_outcome(directory: Path) -> None:
+def forget_outcome(job: Job) -> None:
     """Remove result and failures of an earlier attempt."""
-    for path in (result_file(directory), *directory.glob("failures/rank_*.json")):
-        path.unlink(missing_ok=True)
+    delete(job.result)
+    delete(job.failures)

@@ -15,7 +15,6 @@ from components.runtime.manifests import (
     TeacherConfig,
     digest_of_file,
 )
-from components.runtime.processes import exclusive_directory
 from components.runtime.stage import (
     Stage,
     Workplace,
@@ -23,9 +22,11 @@ from components.runtime.stage import (
     run_stage,
     stage_parser,
 )
+from components.runtime.storage import exists, fetch, send
 from components.train.config import TrainStage
-from components.train.job import Job, Phase
-from components.train.local_launcher import run_ranks
+from components.train.job import CHECKPOINTS, Job, Phase
+from components.train.launcher import check_launch, train
+from k8s.launchers import ClusterLaunch, Processes, read_launch
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = stage_parser("Train student and teacher.", "dataset")
     parser.add_argument("--phase", required=True, choices=get_args(Phase), help="stage")
     parser.add_argument("--pretrained", type=Path, help="manifest: pretrained, to start from")
+    parser.add_argument(
+        "--launcher", default='{"kind":"processes"}', help="how the ranks are started, JSON"
+    )
     args = parser.parse_args(argv)
     _check_phase(args, parser)
     return run_stage(args.phase, args=args, prepare=_prepare)
@@ -47,6 +51,7 @@ def _prepare(args: argparse.Namespace) -> Stage[CheckpointManifest]:
         dataset=DatasetManifest.read(args.dataset),
         pretrained=CheckpointManifest.read(args.pretrained) if args.pretrained else None,
         context=context_of(args),
+        launch=read_launch(args.launcher),
     )
 
 
@@ -62,16 +67,20 @@ def _stage(
     dataset: DatasetManifest,
     pretrained: CheckpointManifest | None,
     context: RunContext,
+    launch: Processes | ClusterLaunch,
 ) -> Stage[CheckpointManifest]:
     """The work of a phase and what identifies it."""
+    check_launch(launch, stage=config)
     _check(config, dataset=dataset)
-    weights = _starting_weights(config, pretrained=pretrained, context=context)
+    weights = starting_weights(config, pretrained=pretrained, context=context)
     learning = config.learning.model_dump(
         mode="json", exclude={"checkpoints", "execution", "guards"}
     )
 
     def work(place: Workplace) -> CheckpointManifest:
-        return _train(phase, config=config, dataset=dataset, weights=weights, place=place)
+        return _train(
+            phase, config=config, dataset=dataset, weights=weights, place=place, launch=launch
+        )
 
     return Stage(
         manifest_type=CheckpointManifest,
@@ -79,12 +88,13 @@ def _stage(
         identity={
             "learning": learning,
             "world_size": config.topology.world_size,
-            "initial_weights": digest_of_file(Path(weights)) if weights else "",
+            "initial_weights": digest_of_file(fetch(weights)) if weights else "",
         },
         parents=(dataset, pretrained) if pretrained else (dataset,),
         work=work,
         metrics=_metrics,
-        holds=lambda manifest, _: Path(manifest.teacher_uri).is_file(),
+        holds=lambda manifest, _: exists(manifest.teacher_uri),
+        scratch=(CHECKPOINTS,),  # the ranks bring them to the store
     )
 
 
@@ -92,14 +102,9 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
     """Refuse what cannot train, before anything is started.
 
     Raises:
-        ValueError: More nodes than one, more images in a batch than in the data set, or a probe
-            whose images do not exist.
+        ValueError: More images in a batch than in the data set, or a probe whose images do not
+            exist.
     """
-    if config.topology.num_nodes > 1:
-        raise ValueError(
-            f"topology.num_nodes {config.topology.num_nodes} needs a cluster launcher, and this "
-            "one starts the ranks of one machine; set topology.num_nodes to 1"
-        )
     batch = config.learning.optimization.global_batch_size
     if batch > dataset.num_kept:
         raise ValueError(
@@ -115,10 +120,15 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
             )
 
 
-def _starting_weights(
+def starting_weights(
     config: TrainStage, *, pretrained: CheckpointManifest | None, context: RunContext
 ) -> str:
-    """File of the teacher to start from; empty for random weights."""
+    """Place of the teacher to start from, for all nodes; empty for random weights.
+
+    Raises:
+        ValueError: There are no such weights.
+        StorageError: The store does not answer.
+    """
     if config.initial_weights:
         from components.train.starting_weights import fetch_weights  # most runs fetch nothing
 
@@ -127,25 +137,34 @@ def _starting_weights(
             directory=context.root / "weights",
             tracking_uri=context.resolved_tracking_uri,
         )
-        return str(fetched)
-    path = pretrained.teacher_uri if pretrained else ""
-    if path and not Path(path).is_file():
+        if not fetched.is_relative_to(context.root):
+            return str(fetched)
+        send(fetched, context.uri_of(fetched))  # ranks on other nodes need them too
+        return context.uri_of(fetched)
+    place = pretrained.teacher_uri if pretrained else ""
+    if place and not exists(place):
         raise ValueError(
-            f"weights {path} named by the pretrained manifest do not exist; run the stage before "
+            f"weights {place} named by the pretrained manifest do not exist; run the stage before "
             "again"
         )
-    return path
+    return place
 
 
 def _train(
-    phase: Phase, *, config: TrainStage, dataset: DatasetManifest, weights: str, place: Workplace
+    phase: Phase,
+    *,
+    config: TrainStage,
+    dataset: DatasetManifest,
+    weights: str,
+    place: Workplace,
+    launch: Processes | ClusterLaunch,
 ) -> CheckpointManifest:
     """Start the ranks, wait for them and describe what they left."""
     job = Job(
         phase=phase,
         stage=config,
         context=place.context,
-        directory=str(place.directory),
+        directory=place.uri(place.directory),
         shards=dataset.shards_uri,
         starting_weights=weights,
         mlflow_run_id=place.run.run_id,
@@ -154,18 +173,17 @@ def _train(
         name=dataset.kind, uri=dataset.shards_uri, digest=dataset.sha256, context="training"
     )
     place.report("starting", 0, config.learning.optimization.num_steps, unit="step")
-    with exclusive_directory(place.directory) as lock:
-        result = run_ranks(job, lock=lock)
+    result = train(job, launch=launch, lock=place.lock, report=place.report)
     learning = config.learning
     return CheckpointManifest(
-        uri=str(job.teacher),
+        uri=place.uri(job.teacher),
         sha256=result.teacher_sha256,
         config_sha256=place.config_sha256,
         parents=place.parents,
         mlflow_run_id=place.run.run_id,
         phase=phase,
-        teacher_uri=str(job.teacher),
-        checkpoints_uri=str(job.checkpoints),
+        teacher_uri=place.uri(job.teacher),
+        checkpoints_uri=place.uri(job.checkpoints),
         teacher=TeacherConfig(
             backbone=learning.backbone,
             image_size_pixels=learning.crops.global_crop_size_pixels,

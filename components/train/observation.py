@@ -80,7 +80,7 @@ class Observer:
         self._learning = learning
         self.preprocessing = _preprocessing(learning)
         watch = learning.guards.collapse
-        with ShardReader(Path(job.shards)) as reader:
+        with ShardReader(job.images) as reader:
             chosen = _spread(len(reader), watch.num_images)
             images = [
                 EncodedImage(name=reader.entry(i).sha256, content=reader.read(i)) for i in chosen

@@ -11,9 +11,10 @@ from statistics import fmean
 from types import TracebackType
 from typing import Self
 
+from components.runtime.copying import Copier
 from components.runtime.progress import Reporter
 from components.train.health import HealthPage
-from components.train.job import Job
+from components.train.job import Job, places_to_look_at
 from components.train.metrics import metrics_of
 from components.train.observation import Observer
 from components.train.profiling import step_profiler
@@ -41,9 +42,7 @@ class Record:
         self._job = job
         self._first_step = first_step
         self._num_steps = job.stage.learning.optimization.num_steps
-        self._progress = Reporter(
-            job.context.progress_directory / f"{job.phase}.json", stage=job.phase
-        )
+        self._progress = Reporter(job.progress, stage=job.phase)
         self._page = HealthPage(
             job, pictured=observer.pictured, preprocessing=observer.preprocessing
         )
@@ -53,6 +52,7 @@ class Record:
     def __enter__(self) -> Self:
         job = self._job
         with ExitStack() as stack:
+            stack.enter_context(Copier(places_to_look_at(job)))
             self._recorder = stack.enter_context(open_recorder(job, first_step=self._first_step))
             self._profiler = stack.enter_context(
                 step_profiler(

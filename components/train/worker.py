@@ -10,8 +10,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from statistics import fmean
 
 import torch
@@ -19,13 +19,26 @@ import torch
 from components.runtime.logging import set_up_logging
 from components.runtime.manifests import write_atomically
 from components.runtime.processes import die_with_parent
+from components.runtime.progress import Reporter
+from components.runtime.storage import (
+    StorageError,
+    StoreUnreachable,
+    fetch,
+    fetch_if_newer,
+    local_path,
+    send,
+    write_text,
+)
+from components.train.checkpoint_mirror import mirror_of
 from components.train.job import (
+    CHECKPOINTS,
     PREEMPTED,
     Job,
     Result,
     last_rows,
-    result_file,
+    read_job,
     write_failure,
+    write_result,
 )
 from components.train.observation import Collapsed, Observer
 from dinov2_core.data.decoding import UnreadableImage
@@ -40,18 +53,22 @@ MEAN_STEPS = 50
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; exit codes are 0 finished, 75 stopped by SIGTERM with a checkpoint, 2 wrong input."""
     parser = argparse.ArgumentParser(description="One rank of a training.")
-    parser.add_argument("job", type=Path, help="job file that the launcher wrote, JSON")
+    parser.add_argument("job", help="job file that the launcher wrote: a path or an s3:// URI")
     args = parser.parse_args(argv)
     die_with_parent()
     set_up_logging()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _signal, _frame: stop.set())
-    job = Job.model_validate_json(args.job.read_text(encoding="utf-8"))
+    job = read_job(args.job)
     try:
         return _train(job, stop=stop)
+    except StoreUnreachable as error:  # of no input's making: worth another attempt
+        _tell(job, error, can_be_fixed=False)
+        raise
     except (ValueError, NonFiniteLoss, Collapsed, UnreadableImage) as error:
         if isinstance(error, NonFiniteLoss):
-            write_atomically(job.diagnosis, json.dumps(asdict(error.diagnosis), indent=2) + "\n")
+            text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"
+            write_text(job.place_of(job.diagnosis), text)
         _tell(job, error, can_be_fixed=True)
         return 2
     except Exception as error:
@@ -61,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(job: Job, *, stop: threading.Event) -> int:
     torch.set_num_threads(job.stage.topology.threads_per_process)
+    _fetch_inputs(job)
     with process_group(num_replicas=job.stage.topology.num_replicas) as ranks:
         if not ranks.is_main_rank:
             logging.disable(logging.WARNING)
@@ -68,7 +86,8 @@ def _train(job: Job, *, stop: threading.Event) -> int:
             job.stage.learning,
             ranks=ranks,
             checkpoints=job.checkpoints,
-            starting_weights=Path(job.starting_weights) if job.starting_weights else None,
+            mirror=mirror_of(job),
+            starting_weights=local_path(job.starting_weights) if job.starting_weights else None,
         )
         if ranks.is_main_rank and run.starting_report is not None:
             report = run.starting_report
@@ -79,14 +98,32 @@ def _train(job: Job, *, stop: threading.Event) -> int:
             _follow(run, job=job, ranks=ranks, should_stop=stop.is_set)
         sha256 = run.export_teacher(job.teacher) if run.is_finished else ""
         if ranks.is_main_rank:
-            _write_result(job, run=run, sha256=sha256)
+            send(job.root, job.directory, leaving_out=[CHECKPOINTS])
+            write_result(job, _result(job, run=run, sha256=sha256))
         return 0 if run.is_finished else PREEMPTED
+
+
+def _fetch_inputs(job: Job) -> None:
+    """Bring to this node what the job reads, and to the main rank's what it goes on with."""
+    is_main_rank = os.environ.get("RANK", "0") == "0"
+    report = Reporter(job.progress if is_main_rank else None, stage=job.phase)
+
+    def progress(done: int, total: int) -> None:
+        if total:
+            report("fetching shards", done // 10**6, total // 10**6, unit="megabyte")
+
+    fetch(job.shards, progress=progress)
+    if job.starting_weights:
+        fetch(job.starting_weights)
+    if is_main_rank:
+        for place in (job.metrics, job.health):
+            fetch_if_newer(job.place_of(place))
 
 
 def _follow(run: TrainingRun, *, job: Job, ranks: Ranks, should_stop: Callable[[], bool]) -> None:
     """Take the steps and look at the teacher in between, on every rank; the main rank records."""
     steps = run.steps(
-        shards=Path(job.shards),
+        shards=job.images,
         loader_threads=job.stage.topology.loader_threads,
         should_stop=should_stop,
     )
@@ -103,24 +140,24 @@ def _follow(run: TrainingRun, *, job: Job, ranks: Ranks, should_stop: Callable[[
         record.take(steps, observer=observer)
 
 
-def _write_result(job: Job, *, run: TrainingRun, sha256: str) -> None:
-    """Leave the numbers for the launcher; they come from the disk, where earlier attempts are."""
+def _result(job: Job, *, run: TrainingRun, sha256: str) -> Result:
+    """The numbers for the launcher; they come from the disk, where earlier attempts are."""
     rows = last_rows(job.metrics, MEAN_STEPS)
     taken = [row for row in rows if "loss/total" in row]  # a skipped step may have no loss
     losses = {k: v for k, v in taken[-1].items() if k.startswith("loss/")} if taken else {}
-    result = Result(
+    return Result(
         is_finished=run.is_finished,
         step=run.num_steps_done,
         final_losses={name.removeprefix("loss/"): value for name, value in losses.items()},
         images_per_second=fmean(row["speed/images_per_second"] for row in rows) if rows else 0.0,
         teacher_sha256=sha256,
     )
-    write_atomically(result_file(job.root), result.model_dump_json(indent=2) + "\n")
 
 
 def _tell(job: Job, error: Exception, *, can_be_fixed: bool) -> None:
     rank = int(os.environ.get("RANK", "0"))
-    write_failure(job.root, rank=rank, error=error, can_be_fixed=can_be_fixed)
+    with suppress(StorageError):  # what went wrong is told by the log as well
+        write_failure(job, rank=rank, error=error, can_be_fixed=can_be_fixed)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ A checkpoint is a directory `step_00000200` that PyTorch DCP wrote, with a marke
 that holds the sha256 of every other file. DCP keeps its index as a pickle, so that a changed file
 could run code: nothing is opened before all its bytes agree with the marker. The marker is no
 signature; checkpoints belong where only their owner can write.
+
+Ranks share the directory of checkpoints, or, with a `Mirror`, only those of one node do: then a
+checkpoint is whole in the mirror, and nodes bring what they lack before they read it.
 """
 
 from __future__ import annotations
@@ -14,10 +17,11 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor
@@ -25,13 +29,15 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from dinov2_core.distributed.mirror import Mirror, is_first_of_node
+from dinov2_core.distributed.together import Together
+
 logger = logging.getLogger(__name__)
 
 MARKER = "complete.json"
 """Written last; without it a directory is no checkpoint."""
 _NAME = re.compile(r"step_(\d{8,})")
 _PARTIAL = ".partial"
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,10 @@ class CheckpointNotWritten(Exception):
     """A checkpoint could not be written; raised on every rank, the checkpoints before it stay."""
 
 
+class CheckpointsNotReached(Exception):
+    """The mirror does not say which checkpoints it has, or does not give them; on every rank."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retention:
     """Which checkpoints stay; the newest always does."""
@@ -68,6 +78,15 @@ class Retention:
         """Whether the checkpoint after so many steps stays for good."""
         return self.keep_every_steps is not None and step % self.keep_every_steps == 0
 
+    def kept(self, steps: Iterable[int], *, newest: int) -> set[int]:
+        """Those of some steps that stay when a newest one is there.
+
+        Later steps belong to an abandoned or damaged attempt.
+        """
+        older = sorted(step for step in steps if step < newest)
+        recent = older[max(len(older) - self.keep_last + 1, 0) :]
+        return {newest, *recent, *(step for step in older if self.keeps(step))}
+
 
 def save_checkpoint(
     state: Mapping[str, Tensor],
@@ -77,6 +96,7 @@ def save_checkpoint(
     identity: str,
     retention: Retention,
     group: dist.ProcessGroup | None = None,
+    is_shared: bool = True,
 ) -> Path:
     """Write a checkpoint, make it valid at once, and remove older ones. Collective.
 
@@ -86,11 +106,13 @@ def save_checkpoint(
 
     Args:
         state: Tensors by name, sharded ones as DTensors.
-        directory: Of all checkpoints of the run; the same file system on every rank.
+        directory: Of all checkpoints of the run.
         step: Optimizer steps taken.
         identity: Of the settings, compared before resuming.
         retention: What stays.
         group: All ranks, for what they tell each other; None is the default group.
+        is_shared: Whether all nodes see the same directory; otherwise the checkpoint is whole
+            only after `mirror_checkpoint`.
 
     Returns:
         Directory of the checkpoint.
@@ -99,61 +121,164 @@ def save_checkpoint(
         CheckpointNotWritten: On every rank when any rank could not do its part.
     """
     final = checkpoint_path(directory, step=step)
-    partial = final.with_name(final.name + _PARTIAL)
+    unfinished = final.with_name(final.name + _PARTIAL)
 
     def publish(digests: list[dict[str, str]]) -> None:
         files = {name: digest for part in digests for name, digest in part.items()}
-        _write_marker(partial, step=step, identity=identity, digests=files)
+        _write_marker(unfinished, step=step, identity=identity, digests=files)
         if final.exists():  # damaged, or it would have been resumed from
             shutil.rmtree(final)
-        partial.rename(final)
+        unfinished.rename(final)
         _sync(directory)
         _prune(directory, newest=final, retention=retention)
 
-    writer = FileSystemWriter(partial, sync_files=True)
-    done = _Together(group, path=final)
-    done(lambda: _make_room(partial), on_main_rank_only=True)
+    writer = FileSystemWriter(unfinished, sync_files=True)
+    done = Together(group, complaint=_write_complaint(final))
+    leads = _leads(is_shared=is_shared)
+    done(lambda: _make_room(unfinished), works=leads)
     done(lambda: save(dict(state), storage_writer=writer, process_group=group))
-    digests = done(lambda: _own_digests(partial))
-    done(lambda: publish(digests), on_main_rank_only=True)
+    digests = done(lambda: {file.name: _digest(file) for file in _own_files(unfinished)})
+    done(lambda: publish(digests), works=leads)
     return final
 
 
-class _Together:
-    """Does a part of the work on every rank and fails on all of them if it fails on one."""
+def mirror_checkpoint(
+    path: Path,
+    *,
+    mirror: Mirror,
+    retention: Retention,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Copy a checkpoint to the mirror, make it valid there, and remove older ones. Collective.
 
-    def __init__(self, group: dist.ProcessGroup | None, *, path: Path) -> None:
-        self._group = group
-        self._path = path
+    Every rank sends what it wrote, and the marker follows when all have: a checkpoint that is
+    only half there is none.
 
-    def __call__(self, work: Callable[[], _T], *, on_main_rank_only: bool = False) -> list[_T]:
-        """Results of all ranks that work, on every rank; also a barrier."""
-        outcome: tuple[_T | None, str] = (None, "")
-        if dist.get_rank() == 0 or not on_main_rank_only:
-            try:
-                outcome = (work(), "")
-            except Exception as error:
-                logger.debug("checkpoint %s failed here", self._path, exc_info=True)
-                outcome = (None, f"{type(error).__name__}: {error}")
-        outcomes = [outcome for _ in range(dist.get_world_size())]
-        dist.all_gather_object(outcomes, outcome, group=self._group)
-        failures = [f"rank {n}: {text}" for n, (_, text) in enumerate(outcomes) if text]
-        if failures:
-            raise CheckpointNotWritten(
-                f"checkpoint {self._path} could not be written ({'; '.join(failures)}); see that "
-                "the disk has room and can be written to, and start again"
-            )
-        return [cast("_T", result) for result, _ in outcomes]
+    Args:
+        path: From `save_checkpoint`.
+        mirror: Where it goes.
+        retention: What stays there.
+        group: All ranks, for what they tell each other; None is the default group.
+
+    Raises:
+        CheckpointNotWritten: On every rank when any rank could not do its part.
+    """
+
+    def publish() -> None:
+        mirror.mark(path / MARKER)
+        there = {n: marker for n, marker in mirror.folders().items() if _NAME.fullmatch(n)}
+        whole = [_step(Path(name)) for name, marker in there.items() if marker]
+        kept = retention.kept(whole, newest=_step(path))
+        for name in there:
+            if _step(Path(name)) not in kept:
+                mirror.remove(name)
+
+    done = Together(group, complaint=_mirror_complaint(path))
+    is_main = dist.get_rank() == 0
+    done(lambda: mirror.unmark(path.name), works=is_main)
+    done(lambda: mirror.send(_own_files(path)))
+    done(publish, works=is_main)
 
 
-def newest_checkpoint(directory: Path) -> Checkpoint | None:
+def _write_complaint(path: Path) -> Callable[[str], Exception]:
+    return lambda failures: CheckpointNotWritten(
+        f"checkpoint {path} could not be written ({failures}); see that the disk has room and can "
+        "be written to, and start again"
+    )
+
+
+def _mirror_complaint(path: Path) -> Callable[[str], Exception]:
+    return lambda failures: CheckpointNotWritten(
+        f"checkpoint {path} could not be copied to the store ({failures}); see that the store "
+        "answers, and start again"
+    )
+
+
+def _reach_complaint(failures: str) -> Exception:
+    return CheckpointsNotReached(
+        f"the store of the checkpoints cannot be read ({failures}); see that it answers, and start "
+        "again"
+    )
+
+
+def _leads(*, is_shared: bool) -> bool:
+    """Whether this rank looks after a directory, alone for all or alone on its node."""
+    return dist.get_rank() == 0 if is_shared else is_first_of_node()
+
+
+def newest_checkpoint(directory: Path, *, mirror: Mirror | None = None) -> Checkpoint | None:
     """The newest checkpoint whose files are whole; damaged ones are passed over with a warning.
 
-    Collective: rank 0 looks, all ranks get its answer.
+    Collective: without a mirror rank 0 looks, and all ranks get its answer. With one, every node
+    brings what it lacks, and takes what is whole on all of them.
+
+    Raises:
+        CheckpointsNotReached: On every rank when the mirror does not answer on one.
     """
+    if mirror is not None:
+        return _newest_on_all_nodes(directory, mirror=mirror)
     found = [_newest_whole(directory) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def _newest_on_all_nodes(directory: Path, *, mirror: Mirror) -> Checkpoint | None:
+    together = Together(None, complaint=_reach_complaint)
+
+    def candidates() -> dict[str, str]:
+        """Names of checkpoints here and there, newest first, with the markers of those there."""
+        there = {n: marker for n, marker in mirror.folders().items() if marker}
+        names = {path.name for path in _directories(directory)} | set(there)
+        by_step = sorted(filter(_NAME.fullmatch, names), key=lambda n: -int(n.partition("_")[2]))
+        return {name: there.get(name, "") for name in by_step}
+
+    is_main, leads = dist.get_rank() == 0, _leads(is_shared=False)
+    (names,) = together(candidates, works=is_main)
+    for name, marker in names.items():
+        path = directory / name
+        found = together(partial(_brought, path, marker=marker, mirror=mirror), works=leads)
+        if found[0] and all(text == found[0] for text in found):
+            return _described(path, json.loads(found[0]))
+        if is_main:
+            logger.warning("checkpoint %s is passed over: it is not whole on every node", path)
+    return None
+
+
+def _brought(path: Path, *, marker: str, mirror: Mirror) -> str:
+    """Make a checkpoint whole on this node; the text of its marker, empty where it cannot be.
+
+    Args:
+        path: Directory of the checkpoint on this node.
+        marker: Text of its marker in the mirror; empty if it is not there.
+        mirror: Has what this node lacks.
+    """
+    is_marked = _text(path / MARKER) == marker if marker else True
+    problem = _problem(path) if is_marked else "it is another one than in the store"
+    expected = _files(marker)
+    if problem and expected:
+        path.mkdir(parents=True, exist_ok=True)
+        for entry in path.iterdir():
+            if entry.name not in expected or _digest(entry) != expected[entry.name]:
+                entry.unlink()
+        mirror.bring([path / name for name in expected if not (path / name).exists()])
+        (path / MARKER).write_text(marker, encoding="utf-8")
+        problem = _problem(path)
+    if problem:
+        logger.warning("checkpoint %s cannot be used here: %s", path, problem)
+    return "" if problem else _text(path / MARKER)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _files(marker: str) -> dict[str, str]:
+    """Digests of a checkpoint's files by their names; none where a marker is none."""
+    try:
+        files = json.loads(marker)["files"]
+        return {name: str(files[name]) for name in files if Path(name).name == name}
+    except (ValueError, KeyError, TypeError):
+        return {}
 
 
 def load_checkpoint(state: Mapping[str, Tensor], *, checkpoint: Checkpoint) -> None:
@@ -170,10 +295,13 @@ def _newest_whole(directory: Path) -> Checkpoint | None:
     for path in reversed(_directories(directory)):
         problem = _problem(path)
         if not problem:
-            marker = json.loads((path / MARKER).read_text(encoding="utf-8"))
-            return Checkpoint(path=path, step=marker["step"], identity=marker["identity"])
+            return _described(path, json.loads((path / MARKER).read_text(encoding="utf-8")))
         logger.warning("checkpoint %s is passed over: %s", path, problem)
     return None
+
+
+def _described(path: Path, marker: Mapping[str, Any]) -> Checkpoint:
+    return Checkpoint(path=path, step=marker["step"], identity=marker["identity"])
 
 
 def _problem(path: Path) -> str:
@@ -217,12 +345,10 @@ def _make_room(partial: Path) -> None:
     partial.mkdir()
 
 
-def _own_digests(partial: Path) -> dict[str, str]:
-    """Digests of the files that this rank wrote."""
-    own = {p.name: _digest(p) for p in sorted(partial.glob(f"__{dist.get_rank()}_*"))}
-    if dist.get_rank() == 0:
-        own[".metadata"] = _digest(partial / ".metadata")
-    return own
+def _own_files(path: Path) -> list[Path]:
+    """The files of a checkpoint that this rank wrote."""
+    own = sorted(path.glob(f"__{dist.get_rank()}_*"))
+    return [path / ".metadata", *own] if dist.get_rank() == 0 else own
 
 
 def _write_marker(partial: Path, *, step: int, identity: str, digests: dict[str, str]) -> None:
@@ -235,14 +361,11 @@ def _write_marker(partial: Path, *, step: int, identity: str, digests: dict[str,
 
 
 def _prune(directory: Path, *, newest: Path, retention: Retention) -> None:
-    """Keep the newest ones; later steps belong to an abandoned or damaged attempt."""
     paths = _directories(directory)
-    position = paths.index(newest)
-    older = [path for path in paths[:position] if (path / MARKER).exists()]
-    kept = {newest, *older[max(len(older) - retention.keep_last + 1, 0) :]}
-    kept.update(path for path in older if retention.keeps(_step(path)))
+    steps = [_step(path) for path in paths if (path / MARKER).exists()]
+    kept = retention.kept(steps, newest=_step(newest))
     for path in paths:
-        if path not in kept:
+        if _step(path) not in kept:
             (path / MARKER).unlink(missing_ok=True)  # invalid before it is half removed
             shutil.rmtree(path)
 

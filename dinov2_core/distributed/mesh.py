@@ -77,13 +77,18 @@ def process_group(*, timeout_seconds: float = 1800.0, num_replicas: int = 1) -> 
             f"WORLD_SIZE is {world_size} but MASTER_ADDR is not set; start the ranks with torchrun"
         )
     try:
-        mesh = _mesh(device, world_size=world_size, num_replicas=num_replicas)
+        mesh = device_mesh(device, world_size=world_size, num_replicas=num_replicas)
         yield Ranks(rank=rank, world_size=world_size, device=device, mesh=mesh)
     finally:
         dist.destroy_process_group()
 
 
-def _mesh(device: torch.device, *, world_size: int, num_replicas: int) -> DeviceMesh:
+def device_mesh(device: torch.device, *, world_size: int, num_replicas: int) -> DeviceMesh:
+    """The mesh of `Ranks`: one dimension, or two with replicas.
+
+    Raises:
+        ValueError: The ranks do not divide into so many replicas.
+    """
     if num_replicas == 1:
         return init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD_DIMENSION,))
     if world_size % num_replicas:

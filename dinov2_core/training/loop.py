@@ -25,6 +25,7 @@ from dinov2_core.distributed.checkpoint import (
 from dinov2_core.distributed.checkpoint_writer import CheckpointWriter
 from dinov2_core.distributed.export import export_weights
 from dinov2_core.distributed.mesh import Ranks
+from dinov2_core.distributed.mirror import Mirror
 from dinov2_core.training.accumulation import accumulate_gradients
 from dinov2_core.training.assembly import adamw, shard_student_teacher
 from dinov2_core.training.guard_state import (
@@ -59,6 +60,8 @@ class TrainingRun:
         config: What is learned.
         ranks: Who trains together.
         checkpoints: Directory of the run's checkpoints, on a file system that all ranks share.
+        mirror: Gets copies of the checkpoints and gives them back, where nodes share no file
+            system; None where they do.
         starting_weights: File of a teacher to start from, see `load_starting_weights`; ignored
             when a checkpoint is resumed.
 
@@ -72,13 +75,15 @@ class TrainingRun:
         *,
         ranks: Ranks,
         checkpoints: Path,
+        mirror: Mirror | None = None,
         starting_weights: Path | None = None,
     ) -> None:
         self._config = config
         self._ranks = ranks
         self._checkpoints = checkpoints
+        self._mirror = mirror
         self._identity = settings_identity(config)
-        newest = newest_checkpoint(checkpoints)
+        newest = newest_checkpoint(checkpoints, mirror=mirror)
         if newest is not None and newest.identity != self._identity:
             raise ValueError(
                 f"checkpoint {newest.path} was written with other settings; choose another "
@@ -265,7 +270,7 @@ class TrainingRun:
         """
         writer.wait()
         record = self._guards.after_rollback()
-        newest = newest_checkpoint(self._checkpoints)
+        newest = newest_checkpoint(self._checkpoints, mirror=self._mirror)
         if newest is None:
             del self._model, self._optimizer  # never two of each in memory
             self._build(self._starting_weights)
@@ -343,6 +348,7 @@ class TrainingRun:
             self._checkpoints,
             identity=self._identity,
             retention=Retention(keep_last=kept.keep_last, keep_every_steps=kept.keep_every_steps),
+            mirror=self._mirror,
         )
         writer.prepare(self._state())
         return writer

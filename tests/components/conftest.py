@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
+
+from tests.s3_server import s3_server
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -14,3 +17,10 @@ def photographs() -> list[bytes]:
     table = parquet.read_table(REPOSITORY / "pipelines/demo/fashion_mnist_test.parquet")
     images: list[bytes] = table["image"].slice(0, 80).to_pylist()
     return images
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """An S3 server on loopback with the bucket `pile`, and a spool; gives its address."""
+    with s3_server(monkeypatch, spool=tmp_path / "spool") as endpoint:
+        yield endpoint

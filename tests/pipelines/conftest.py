@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
 
+from tests.pipelines.kfp_server import KfpServer, running_server
 from tests.pipelines.specs import REPOSITORY
 
 
@@ -24,3 +26,10 @@ def pile(photographs: list[bytes], tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "copy.png").write_bytes(photographs[0])
     (folder / "notes.txt").write_text("not an image")
     return folder
+
+
+@pytest.fixture
+def server() -> Iterator[KfpServer]:
+    """Kubeflow Pipelines on loopback."""
+    with running_server() as content:
+        yield content

@@ -101,3 +101,38 @@ def test_flags_of_the_components_are_those_of_the_programs(document: dict[str, A
         )
         unknown = [flag for flag in flags if flag not in done.stdout]
         assert not unknown, (module, unknown)
+
+
+PLACEMENT = """
+image: registry/dinopipe@sha256:{digest}
+resources: {{pretrain: {{num_gpus: 8}}}}
+placement: {{launcher: {{kind: trainjob}}, queue: research, environment: {{NCCL_DEBUG: INFO}}}}
+"""
+
+
+def without_placement(path: Path) -> dict[str, Any]:
+    """A compiled pipeline but for where its tasks run."""
+    document: dict[str, Any] = next(yaml.safe_load_all(path.read_text()))
+    document["root"]["inputDefinitions"]["parameters"].pop("context")
+    for task in document["root"]["dag"]["tasks"].values():
+        task.pop("retryPolicy", None)
+        task["inputs"]["parameters"].pop("launcher", None)
+    for executor in document["deploymentSpec"]["executors"].values():
+        for key in ("image", "resources", "env"):
+            executor["container"].pop(key, None)
+    return document
+
+
+def test_here_and_on_a_cluster_differ_in_placement_only(spec_path: Path, tmp_path: Path) -> None:
+    spec_path.write_text(spec_path.read_text() + PLACEMENT.format(digest="a" * 64))
+    spec, here, there = load_spec(spec_path), tmp_path / "here.yaml", tmp_path / "there.yaml"
+    compile_pipeline(spec, context='{"workdir":"/w"}', path=here, on_cluster=False)
+    compile_pipeline(spec, context=CONTEXT, path=there, volume=VOLUME)
+    assert here.read_text() != there.read_text()
+    assert without_placement(here) == without_placement(there)
+    documents = list(yaml.safe_load_all(here.read_text()))
+    assert len(documents) == 1, "here nothing is placed"
+    tasks = documents[0]["root"]["dag"]["tasks"]
+    launcher = tasks["pretrain"]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
+    assert json.loads(launcher) == {"kind": "processes"}
+    assert not [task for task in tasks.values() if "retryPolicy" in task]

@@ -189,7 +189,7 @@ def test_without_a_docker_engine_its_runner_is_refused(pile: Path, tmp_path: Pat
 def test_an_unwritable_workdir_is_told() -> None:
     with (
         pytest.raises(WorkdirError, match="cannot be written to .* choose another"),
-        claimed_workdir(Path("/proc/dinopipe")),
+        claimed_workdir("/proc/dinopipe"),
     ):
         pass
 
@@ -197,7 +197,10 @@ def test_an_unwritable_workdir_is_told() -> None:
 def test_two_runs_do_not_share_a_workdir(tmp_path: Path) -> None:
     with (tmp_path / ".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(WorkdirError, match="another run is at work"), claimed_workdir(tmp_path):
+        with (
+            pytest.raises(WorkdirError, match="another run is at work"),
+            claimed_workdir(str(tmp_path)),
+        ):
             pass
 
 
@@ -205,15 +208,15 @@ def test_an_unfinished_run_keeps_its_identity_and_a_finished_one_does_not(
     pile: Path, tmp_path: Path
 ) -> None:
     spec = load_spec(write_spec(small_values(pile), tmp_path / "spec.yaml"))
-    first = context_for(spec, workdir=tmp_path, use_cache=True)
-    assert context_for(spec, workdir=tmp_path, use_cache=True).run_id == first.run_id
+    first = context_for(spec, workdir=str(tmp_path), use_cache=True)
+    assert context_for(spec, workdir=str(tmp_path), use_cache=True).run_id == first.run_id
     state = tmp_path / "state.json"
     state.write_text(state.read_text().replace("running", "succeeded"))
     os.environ["PATH"]  # the identity holds time and process, so ask from another process
     code = (
         "from pathlib import Path; from pipelines.spec import load_spec; "
         "from pipelines.local import context_for; import sys; "
-        "print(context_for(load_spec(Path(sys.argv[1])), workdir=Path(sys.argv[2]), use_cache=True).run_id)"
+        "print(context_for(load_spec(Path(sys.argv[1])), workdir=sys.argv[2], use_cache=True).run_id)"
     )
     other = _output(code, tmp_path / "spec.yaml", tmp_path)
     assert other != first.run_id
@@ -221,10 +224,20 @@ def test_an_unfinished_run_keeps_its_identity_and_a_finished_one_does_not(
 
 def test_a_profile_is_asked_for_without_another_identity(pile: Path, tmp_path: Path) -> None:
     spec = load_spec(write_spec(small_values(pile), tmp_path / "spec.yaml"))
-    plain = context_for(spec, workdir=tmp_path, use_cache=True)
-    profiled = context_for(spec, workdir=tmp_path, use_cache=True, profile_steps=3)
+    plain = context_for(spec, workdir=str(tmp_path), use_cache=True)
+    profiled = context_for(spec, workdir=str(tmp_path), use_cache=True, profile_steps=3)
     assert (plain.profile_steps, profiled.profile_steps) == (0, 3)
     assert plain.run_id == profiled.run_id
+
+
+def test_the_spec_or_the_caller_turns_the_cache_off(pile: Path, tmp_path: Path) -> None:
+    for in_spec, asked in ((True, True), (True, False), (False, True)):
+        values = small_values(pile, use_cache=in_spec)
+        spec = load_spec(write_spec(values, tmp_path / "spec.yaml"))
+        context = context_for(spec, workdir=str(tmp_path), use_cache=asked)
+        assert context.use_cache == (in_spec and asked)
+        again = context_for(spec, workdir=str(tmp_path), use_cache=asked)
+        assert again.run_id == context.run_id
 
 
 def _output(code: str, *arguments: Path) -> str:

@@ -6,7 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from k8s.launchers import ClusterLaunch, read_launch
 from pipelines.dinov2 import compile_pipeline
+from pipelines.placement import Volume
+from pipelines.problems import SpecError
 from pipelines.spec import load_spec
 from tests.golden.compiled import portable_spec
 
@@ -41,3 +44,152 @@ def test_all_tasks_run_the_image_of_the_spec(tmp_path: Path) -> None:
 def test_quantities_that_kubernetes_does_not_know_are_refused(wrong: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="resources.curate.memory"):
         executors(tmp_path, f"\nresources:\n  curate: {{memory: '{wrong}'}}\n")
+
+
+PLACED = """
+image: registry/dinopipe@sha256:{digest}
+resources:
+  pretrain: {{cpu: '16', memory: 64Gi, num_gpus: 8}}
+  evaluate: {{num_gpus: 1}}
+placement:
+  launcher: {{kind: {launcher}}}
+  namespace: team
+  queue: research
+  priority_class: nightly
+  node_selector: {{nvidia.com/gpu.product: H100}}
+  tolerations:
+    - {{key: nvidia.com/gpu, effect: NoSchedule}}
+    - {{key: pool, operator: Equal, value: spot, effect: NoExecute, seconds: 60}}
+  affinity:
+    required: [{{key: zone, values: [a, b]}}, {{key: cpus, operator: Gt, values: ['8']}}]
+    preferred: [{{key: ssd, operator: Exists, weight: 10}}]
+  shared_memory: 16Gi
+  environment: {{NCCL_IB_HCA: mlx5}}
+  secrets: [{{name: store, keys: [AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY]}}]
+  image_pull_secrets: [registry]
+  volume: {{claim: work, mount_path: /mnt/work}}
+  deadlines: {{training_seconds: 3600, step_seconds: 7200, pipeline_seconds: 86400}}
+  retries: {{count: 3, backoff_seconds: 30}}
+"""
+
+
+def placed(folder: Path, launcher: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Tasks, containers and pods of a spec that says everything."""
+    path = portable_spec(folder)
+    path.write_text(path.read_text() + PLACED.format(digest="a" * 64, launcher=launcher))
+    compile_pipeline(load_spec(path), context="{}", path=folder / "p.yaml")
+    document, platform = yaml.safe_load_all((folder / "p.yaml").read_text())
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    containers = document["deploymentSpec"]["executors"]
+    return (
+        document["root"]["dag"]["tasks"],
+        {name.removeprefix("exec-"): item["container"] for name, item in containers.items()},
+        {name.removeprefix("exec-"): item for name, item in pods.items()},
+    )
+
+
+def test_nodes_queue_and_devices_reach_the_pods_that_need_them(tmp_path: Path) -> None:
+    _tasks, containers, pods = placed(tmp_path, "processes")
+    for stage in ("pretrain", "finetune", "evaluate"):
+        pod = pods[stage]
+        assert pod["nodeSelector"]["labels"] == {"nvidia.com/gpu.product": "H100"}
+        assert [item["operator"] for item in pod["tolerations"]] == ["Exists", "Equal"]
+        assert pod["tolerations"][1]["tolerationSeconds"] == "60"
+        required, preferred = pod["nodeAffinity"]
+        assert [item["key"] for item in required["matchExpressions"]] == ["zone", "cpus"]
+        assert preferred["weight"] == 10
+        assert pod["podMetadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "research"
+        assert pod["podMetadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "nightly"
+        assert pod["emptyDirMounts"] == [
+            {
+                "volumeName": "shared-memory",
+                "mountPath": "/dev/shm",
+                "medium": "Memory",
+                "sizeLimit": "16Gi",
+            }
+        ]
+        assert {"name": "NCCL_IB_HCA", "value": "mlx5"} in containers[stage]["env"]
+    for stage in ("curate", "register"):
+        assert pods[stage].keys().isdisjoint({"nodeSelector", "tolerations", "emptyDirMounts"})
+        assert "env" not in containers[stage]
+
+
+def test_secrets_volume_time_and_retries_reach_every_pod(tmp_path: Path) -> None:
+    tasks, _containers, pods = placed(tmp_path, "processes")
+    for stage, pod in pods.items():
+        (secret,) = pod["secretAsEnv"]
+        assert secret["secretName"] == "store"
+        assert [item["envVar"] for item in secret["keyToEnv"]] == [
+            "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
+        ]  # fmt: skip
+        assert pod["imagePullSecret"][0]["secretName"] == "registry"
+        assert pod["pvcMount"][0]["mountPath"] == "/mnt/work"
+        assert pod["activeDeadlineSeconds"] == "7200"
+        assert pod["podMetadata"]["labels"]["dinopipe/stage"] == stage
+        assert tasks[stage]["retryPolicy"]["maxRetryCount"] == 3
+        assert tasks[stage]["retryPolicy"]["backoffDuration"] == "30s"
+    platform = list(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))[1]
+    deadline = platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"]
+    assert deadline == 86400
+
+
+@pytest.mark.parametrize("launcher", ["trainjob", "pytorchjob"])
+def test_a_step_that_follows_a_training_is_small_and_knows_its_pod(
+    launcher: str, tmp_path: Path
+) -> None:
+    tasks, containers, pods = placed(tmp_path, launcher)
+    for stage in ("pretrain", "finetune"):
+        assert "accelerator" not in containers[stage]["resources"]
+        assert containers[stage]["resources"]["resourceMemoryLimit"] == "2Gi"
+        assert pods[stage].keys().isdisjoint({"nodeSelector", "tolerations", "emptyDirMounts"})
+        fields = {item["name"]: item["fieldPath"] for item in pods[stage]["fieldPathAsEnv"]}
+        assert fields == {
+            "POD_NAME": "metadata.name",
+            "POD_UID": "metadata.uid",
+            "POD_NAMESPACE": "metadata.namespace",
+        }
+    launch = read_launch(
+        tasks["pretrain"]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
+    )
+    assert isinstance(launch, ClusterLaunch)
+    assert launch.kind == launcher
+    assert launch.pods.resources.num_gpus == 8
+    assert launch.pods.deadline_seconds == 3600
+    assert launch.pods.placement.queue == "research"
+    assert launch.pods.placement.volume == Volume(claim="work", mount_path="/mnt/work")
+    assert launch.pods.image.endswith("a" * 64)
+    finetune = tasks["finetune"]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
+    assert '"num_gpus":0' in finetune
+
+
+@pytest.mark.parametrize(
+    ("placement", "reason"),
+    [
+        ("{rdma: {}}", "placement: rdma has no effect with launcher processes"),
+        ("{topology: {level: rack}}", "placement: topology has no effect with launcher processes"),
+        ("{launcher: {kind: trainjob}}", "image: 'dinopipe:0.1.0' has no digest"),
+        ("{launcher: {kind: mpi}}", "placement.launcher"),
+        ("{retries: {count: -1}}", "placement.retries.count"),
+        ("{deadlines: {step_seconds: -5}}", "placement.deadlines.step_seconds"),
+        ("{queue: Q}", "placement.queue: 'Q' is not a DNS label"),
+        ("{tolerations: [{operator: Bogus}]}", "placement.tolerations.0.operator"),
+        (
+            "{queue: q, launcher: {kind: pytorchjob, on_stop: suspend}}",
+            "on_stop suspend does not last in queue q",
+        ),
+    ],
+)
+def test_a_placement_that_kubeflow_would_take_silently_is_refused(
+    placement: str, reason: str, tmp_path: Path
+) -> None:
+    path = portable_spec(tmp_path)
+    path.write_text(f"{path.read_text()}\nplacement: {placement}\n")
+    with pytest.raises(SpecError) as told:
+        load_spec(path)
+    assert reason in str(told.value)
+
+
+@pytest.mark.parametrize("accelerator", ["nvidia.com/gpux", "gpu"])
+def test_an_unknown_accelerator_is_refused(accelerator: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="resources.pretrain.accelerator"):
+        executors(tmp_path, f"\nresources:\n  pretrain: {{accelerator: {accelerator}}}\n")

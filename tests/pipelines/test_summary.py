@@ -46,7 +46,7 @@ def test_a_killed_stage_is_named_and_finished_ones_keep_their_numbers(tmp_path: 
     rows = summary_rows(result)
     assert "4 of 5 kept; set aside: 1 truncated" in rows[0][2]
     assert "90.0% of near copies" in rows[0][2]
-    written = json.loads(write_result(result, tmp_path).read_text())
+    written = json.loads(Path(write_result(result, str(tmp_path))).read_text())
     assert written["mlflow"]["model_version"] is None
 
 

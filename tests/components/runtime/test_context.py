@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from components.runtime.context import RunContext
 
 
@@ -16,3 +18,15 @@ def test_a_stage_has_a_directory_of_its_own() -> None:
     context = RunContext(workdir="/w", run_id="r", run_name="n")
     assert context.stage_directory("curate", "a" * 64) == Path("/w/stages/curate") / ("a" * 16)
     assert context.progress_directory == Path("/w/progress/r")
+
+
+def test_a_work_directory_in_a_store_has_a_mirror_image_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DINOPIPE_SPOOL", str(tmp_path))
+    context = RunContext(workdir="s3://pile/run", run_id="r", run_name="n")
+    assert context.root == tmp_path / "pile" / "run"
+    assert context.uri_of(context.progress_directory) == "s3://pile/run/progress/r"
+    assert context.resolved_tracking_uri == f"sqlite:///{tmp_path}/pile/run/mlflow.db"
+    local = RunContext(workdir="/w", run_id="r", run_name="n")
+    assert local.uri_of(local.progress_directory) == "/w/progress/r"

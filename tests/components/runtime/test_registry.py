@@ -20,7 +20,13 @@ METRIC = "set/knn_top1"
 
 
 def registered(
-    shared: Path, folder: Path, photographs: list[bytes], *, seed: int, value: float
+    shared: Path,
+    folder: Path,
+    photographs: list[bytes],
+    *,
+    seed: int,
+    value: float,
+    kubeflow_run: str = "",
 ) -> Registration:
     """Register a random teacher that was measured at `value`."""
     folder.mkdir()
@@ -35,10 +41,12 @@ def registered(
         pictures=(),
     ).write(folder / "report.json")
     config = {"model_name": "registry-test", "gate": {"metric": METRIC, "minimum_gain": 0.01}}
-    context = {"workdir": str(shared), "run_id": folder.name, "run_name": "r"}
+    run_id = "" if kubeflow_run else folder.name
+    context = {"workdir": str(shared), "run_id": run_id, "run_name": "r"}
     flags = {
         "config": json.dumps(config),
         "context": json.dumps(context),
+        "kubeflow-run": kubeflow_run,
         "output": str(folder / "registration.json"),
         **{name: str(folder / f"{name}.json") for name in ("dataset", "checkpoint", "report")},
     }
@@ -93,3 +101,25 @@ def test_a_model_that_is_not_there_is_told(tracker: Tracker) -> None:
         load_embedder(
             "models:/nothing@champion", tracking_uri=tracker.context.resolved_tracking_uri
         )
+
+
+def test_registering_leaves_a_joined_run_open(
+    tracker: Tracker,
+    shared_workdir: Path,
+    tmp_path: Path,
+    photographs: list[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kubeflow's plugin closes the run that it opened; MLflow's own interface would do so too."""
+    run = tracker.client.create_run(tracker.experiment_id, run_name="register")
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", tracker.experiment_id)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracker.context.resolved_tracking_uri)
+    version = registered(
+        shared_workdir, tmp_path / "joined", photographs, seed=9, value=0.9, kubeflow_run="kfp-1"
+    )
+    after = tracker.client.get_run(run.info.run_id)
+    assert after.info.status == "RUNNING"
+    assert after.data.tags["dinopipe.status"] == "FINISHED"
+    model = tracker.client.get_model_version("registry-test", str(version.model_version))
+    assert model.run_id == run.info.run_id

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,10 @@ from components.curate.config import PixelEmbedding
 from components.runtime.context import RunContext
 from components.runtime.manifests import EvaluationReport
 from components.runtime.progress import Progress
-from components.runtime.stage import Stage, Workplace, entry_point, run_stage
-from components.runtime.storage import StorageError
+from components.runtime.stage import Stage, Workplace, context_of, entry_point, run_stage
+from components.runtime.storage import StorageError, exists, names, read_text, write_text
 from components.runtime.tracking import Tracker
+from tests.s3_server import BadLine
 
 
 class Work:
@@ -28,7 +31,7 @@ class Work:
         if self.error is not None:
             raise self.error
         return EvaluationReport(
-            uri=str(place.directory),
+            uri=place.uri(place.directory),
             sha256="1",
             config_sha256=place.config_sha256,
             mlflow_run_id=place.run.run_id,
@@ -104,6 +107,101 @@ def test_a_work_directory_that_was_moved_is_not_believed(own: RunContext, tmp_pa
     assert work.times == 2
 
 
+@pytest.fixture
+def stored(own: RunContext, s3: str, shared_workdir: Path) -> RunContext:
+    """A run whose work directory is in a store."""
+    uri = f"sqlite:///{shared_workdir / 'mlflow.db'}"
+    return own.model_copy(update={"workdir": "s3://pile/run", "tracking_uri": uri})
+
+
+def test_a_store_gets_what_a_stage_makes_and_the_manifest_last(
+    stored: RunContext, s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    work = Work()
+    with BadLine(s3, faults=[], concerns=lambda *_: False).open(monkeypatch) as line:
+        do(work, stored, tmp_path / "a.json")
+    manifest = EvaluationReport.read(tmp_path / "a.json")
+    assert manifest.uri.startswith("s3://pile/run/stages/evaluate/")
+    kept = names(manifest.uri)
+    assert kept == ["manifest.json", "partial", "run_id"]
+    written = [path.rpartition("/")[2] for method, path in line.requests if method == "PUT"]
+    assert written.index("partial") < written.index("manifest.json")
+    assert read_text(f"{manifest.uri}/manifest.json") == (tmp_path / "a.json").read_text()
+    progress = read_text(f"s3://pile/run/progress/{stored.run_id}/evaluate.json")
+    assert Progress.model_validate_json(progress or "").manifest_uri.startswith("s3://pile/")
+    shutil.rmtree(stored.root)
+    do(work, stored, tmp_path / "b.json")
+    assert work.times == 1
+    assert (tmp_path / "b.json").read_text() == (tmp_path / "a.json").read_text()
+
+
+def test_work_that_failed_leaves_no_manifest_in_the_store(
+    stored: RunContext, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="the pile is empty"):
+        do(Work(error=ValueError("the pile is empty")), stored, tmp_path / "a.json")
+    kept = names("s3://pile/run/stages")
+    assert [name.rpartition("/")[2] for name in kept] == ["run_id"]
+    progress = read_text(f"s3://pile/run/progress/{stored.run_id}/evaluate.json")
+    assert Progress.model_validate_json(progress or "").state == "failed"
+
+
+def test_without_the_cache_the_store_is_emptied_too(stored: RunContext, tmp_path: Path) -> None:
+    work = Work()
+    do(work, stored, tmp_path / "a.json")
+    home = EvaluationReport.read(tmp_path / "a.json").uri
+    write_text(f"{home}/checkpoints/step_1/old", "x")
+    forced = stored.model_copy(update={"use_cache": False, "run_id": stored.run_id + "-forced"})
+    do(work, forced, tmp_path / "b.json")
+    assert work.times == 2
+    assert not exists(f"{home}/checkpoints")
+
+
+class Busy(Work):
+    """Work during which another run wants to do the same."""
+
+    def __init__(self, other: RunContext, output: Path) -> None:
+        super().__init__()
+        self.other, self.output, self.told = other, output, ""
+
+    def __call__(self, place: Workplace) -> EvaluationReport:
+        try:
+            do(Work(), self.other, self.output)
+        except ValueError as error:
+            self.told = str(error)
+        return super().__call__(place)
+
+
+def test_two_runs_do_not_do_the_same_work_at_a_time(own: RunContext, tmp_path: Path) -> None:
+    other = own.model_copy(update={"run_id": own.run_id + "-other"})
+    work = Busy(other, tmp_path / "b.json")
+    do(work, own, tmp_path / "a.json")
+    assert f"in use by process {os.getpid()} on " in work.told
+    assert "wait for that run to end" in work.told
+    do(Work(error=AssertionError("taken over")), other, tmp_path / "b.json")
+
+
+def test_runs_on_two_machines_do_not_do_the_same_work_at_a_time(
+    stored: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = stored.model_copy(update={"run_id": stored.run_id + "-other"})
+
+    class Elsewhere(Busy):
+        def __call__(self, place: Workplace) -> EvaluationReport:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("DINOPIPE_SPOOL", str(tmp_path / "another spool"))
+                try:
+                    do(Work(), self.other, self.output)
+                except ValueError as error:
+                    self.told = str(error)
+            return Work()(place)
+
+    work = Elsewhere(other, tmp_path / "b.json")
+    do(work, stored, tmp_path / "a.json")
+    assert f"is in use by run {stored.run_id}; wait for that to end" in work.told
+    do(Work(error=AssertionError("taken over")), other, tmp_path / "b.json")
+
+
 def test_other_inputs_are_other_work(own: RunContext, tmp_path: Path) -> None:
     work = Work()
     do(work, own, tmp_path / "a.json", identity=1)
@@ -156,3 +254,32 @@ def test_exit_codes_tell_input_from_faults(error: Exception | None, code: int) -
         return 0
 
     assert entry_point("curate", prepare) == code
+
+
+def test_on_a_cluster_the_injected_mlflow_run_is_joined(
+    own: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "of-the-plugin")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    compiled = own.model_copy(update={"run_id": ""})
+    args = argparse.Namespace(context=compiled.model_dump_json(), kubeflow_run="kfp-1")
+    context = context_of(args)
+    assert (context.run_id, context.joined_run, context.joined_experiment) == (
+        "kfp-1", "of-the-plugin", "7",
+    )  # fmt: skip
+    assert context.resolved_tracking_uri == "http://mlflow.example"
+
+
+def test_on_this_machine_exported_variables_join_nothing(
+    own: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A person's shell may have them from another experiment."""
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "4711")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own.resolved_tracking_uri)
+    assert do(Work(), own, tmp_path / "report.json") == 0
+    for run_id, kubeflow_run in ((own.run_id, "kfp-1"), ("", "")):
+        given = own.model_copy(update={"run_id": run_id})
+        args = argparse.Namespace(context=given.model_dump_json(), kubeflow_run=kubeflow_run)
+        assert context_of(args).joined_run == ""

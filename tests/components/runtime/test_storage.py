@@ -1,127 +1,195 @@
+"""storage: each verb means the same for a path and for a URI, and copies only what is lacking."""
+
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import boto3
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
-from moto.server import ThreadedMotoServer
 
+from components.runtime import s3 as door
 from components.runtime.storage import (
-    ObjectUnreadable,
     StorageError,
+    delete,
+    exists,
+    fetch,
+    fetch_if_newer,
     fetch_object,
     find_object,
-    open_source,
+    local_path,
+    names,
+    read_text,
+    send,
+    write_text,
 )
+from tests.s3_server import BadLine
+
+HOME = "s3://pile/run/stages/curate/0123"
 
 
-def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
-    for name in ("b/2.png", "a/1.png", ".hidden/3.png", "a/.4.png"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(name.encode())
-    source = open_source(str(tmp_path))
-    items = source.objects()
-    assert [item.key for item in items] == ["a/1.png", "b/2.png"]
-    assert [source.read(item) for item in items] == [b"a/1.png", b"b/2.png"]
-    assert [item.size_bytes for item in items] == [7, 7]
-
-
-def test_links_are_followed_once_and_a_broken_one_is_listed(tmp_path: Path) -> None:
-    real = tmp_path / "elsewhere"
-    real.mkdir()
-    (real / "1.png").write_bytes(b"1")
-    pile = tmp_path / "pile"
-    pile.mkdir()
-    (pile / "class").symlink_to(real)
-    (pile / "loop").symlink_to(pile)
-    (pile / "gone.png").symlink_to(tmp_path / "nothing")
-    source = open_source(str(pile))
-    items = {item.key: item for item in source.objects()}
-    assert set(items) == {"class/1.png", "gone.png"}
-    assert source.read(items["class/1.png"]) == b"1"
-    with pytest.raises(OSError, match="No such file"):
-        source.read(items["gone.png"])
-
-
-def test_a_table_is_known_by_its_content_and_may_hold_structs(tmp_path: Path) -> None:
-    path = tmp_path / "labels.pq"
-    parquet.write_table(pa.table({"image": [{"bytes": b"one", "path": "1.png"}]}), path)
-    source = open_source(str(path))
-    assert [source.read(item) for item in source.objects()] == [b"one"]
-
-
-def test_a_table_of_paths_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "t.parquet"
-    parquet.write_table(pa.table({"image": ["1.png"]}), path)
-    with pytest.raises(StorageError, match="of type string; it must hold the bytes"):
-        open_source(str(path))
-
-
-def test_a_glob_pattern_keeps_keys_relative_to_its_fixed_part(tmp_path: Path) -> None:
-    for name in ("x/1.png", "x/y/2.png", "x/3.txt"):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-    items = open_source(str(tmp_path / "x/**/*.png")).objects()
-    assert [item.key for item in items] == ["1.png", "y/2.png"]
-
-
-def test_rows_of_a_table_are_images(tmp_path: Path) -> None:
-    path = tmp_path / "t.parquet"
-    parquet.write_table(pa.table({"image": [b"one", b"three"]}), path)
-    source = open_source(str(path))
-    items = source.objects()
-    assert [source.read(item) for item in items] == [b"one", b"three"]
-    assert [item.size_bytes for item in items] == [3, 5]
-
-
-def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "t.parquet"
-    parquet.write_table(pa.table({"picture": [b"one"]}), path)
-    with pytest.raises(StorageError, match="columns picture; a column `image`"):
-        open_source(str(path))
-
-
-def test_a_missing_folder_says_where_to_change_it() -> None:
-    with pytest.raises(StorageError, match="does not exist; name an existing folder"):
-        open_source("/no/such/folder").objects()
+@pytest.fixture(params=["path", "uri"])
+def home(request: pytest.FixtureRequest, s3: str, tmp_path: Path) -> str:
+    return HOME if request.param == "uri" else str(tmp_path / "run")
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="pile")
-    yield endpoint
-    server.stop()
+def directory(s3: str) -> Path:
+    """A finished directory in the spool."""
+    directory = local_path(HOME)
+    for name in (
+        "shards/0.tar",
+        "shards/1.tar",
+        "table",
+        ".hidden",
+        "shards/.part",
+        "lock",
+        "pile/x",
+    ):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(name)
+    return directory
 
 
-def test_an_s3_prefix_lists_all_pages_in_order(s3: str) -> None:
-    client = boto3.client("s3")
-    names = [f"images/{i:04d}.png" for i in range(1005)]  # more than one page holds
-    for name in names:
-        client.put_object(Bucket="pile", Key=name, Body=name.encode())
-    client.put_object(Bucket="pile", Key="images-of-others/1.png", Body=b"")
-    source = open_source("s3://pile/images")
-    items = source.objects()
-    assert [item.key for item in items] == [name.removeprefix("images/") for name in names]
-    assert source.read(items[7]) == b"images/0007.png"
+def keys() -> set[str]:
+    found = boto3.client("s3").list_objects_v2(Bucket="pile").get("Contents", [])
+    return {entry["Key"].removeprefix("run/stages/curate/0123/") for entry in found}
+
+
+def requests_of(line: BadLine, method: str) -> list[str]:
+    return [path for used, path in line.requests if used == method]
+
+
+def test_texts_are_written_read_listed_and_removed(home: str) -> None:
+    assert not exists(home)
+    assert names(home) == []
+    assert read_text(f"{home}/b/1.json") is None
+    write_text(f"{home}/b/1.json", "ü")
+    write_text(f"{home}/a", "old")
+    write_text(f"{home}/a", "new")
+    assert exists(home)
+    assert exists(f"{home}/b")
+    assert exists(f"{home}/a")
+    assert not exists(f"{home}/b/1")
+    assert names(home) == ["a", "b/1.json"]
+    assert (read_text(f"{home}/a"), read_text(f"{home}/b/1.json")) == ("new", "ü")
+    delete(f"{home}/b")
+    delete(f"{home}/b")
+    assert names(home) == ["a"]
+
+
+def test_a_path_is_fetched_and_sent_without_a_copy(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    assert fetch(str(tmp_path)) == tmp_path
+    send(tmp_path, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_directory_goes_to_the_store_and_comes_back_to_an_empty_spool(directory: Path) -> None:
+    send(directory, HOME, leaving_out=["pile"])
+    assert keys() == {"shards/0.tar", "shards/1.tar", "table"}
+    shutil.rmtree(directory.parents[4])
+    told: list[tuple[int, int]] = []
+    assert fetch(f"{HOME}/shards", progress=lambda *at: told.append(at)) == directory / "shards"
+    assert {p.name: p.read_text() for p in directory.rglob("*.tar")} == {
+        "0.tar": "shards/0.tar",
+        "1.tar": "shards/1.tar",
+    }
+    assert told == [(0, 24), (12, 24), (24, 24)]
+    assert not (directory / "table").exists()
+
+
+def test_what_both_sides_have_is_not_copied_again(
+    s3: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(directory, HOME)
+    with BadLine(s3, faults=[], concerns=lambda *_: True).open(monkeypatch) as line:
+        send(directory, HOME)
+        fetch(HOME)
+        assert not requests_of(line, "PUT")
+        assert [path for path in requests_of(line, "GET") if "list-type" not in path] == []
+        (directory / "table").write_text("changed")
+        send(directory, HOME)
+        assert len(requests_of(line, "PUT")) == 1
+    (directory / "shards" / "0.tar").write_text("damaged on disk")
+    fetch(HOME)
+    assert (directory / "shards" / "0.tar").read_text() == "shards/0.tar"
+    write_text(f"{HOME}/table", "written elsewhere")
+    fetch(f"{HOME}/table")
+    assert (directory / "table").read_text() == "written elsewhere"
+
+
+def test_what_is_not_in_the_store_is_told(s3: str) -> None:
+    with pytest.raises(StorageError, match="0123 does not exist; run the stage that writes it"):
+        fetch(HOME)
+
+
+def test_a_damaged_object_is_told_with_the_way_out(s3: str) -> None:
+    metadata = {"sha256": "0" * 64}
+    boto3.client("s3").put_object(Bucket="pile", Key="a", Body=b"x", Metadata=metadata)
+    with pytest.raises(StorageError, match="damaged on the way .* again, without the cache"):
+        fetch("s3://pile/a")
+    assert not local_path("s3://pile/a").exists()
+
+
+def test_a_file_that_went_on_elsewhere_is_brought_and_one_that_went_on_here_stays(s3: str) -> None:
+    place = f"{HOME}/metrics.jsonl"
+    path = local_path(place)
+    fetch_if_newer(place)
+    assert not path.exists()
+    path.parent.mkdir(parents=True)
+    path.write_text("1\n")
+    send(path, place, is_growing=True)
+    path.write_text("1\n2\n")
+    fetch_if_newer(place)
+    assert path.read_text() == "1\n2\n"
+    write_text(place, "1\n3\n4\n")  # another node
+    fetch_if_newer(place)
+    assert path.read_text() == "1\n3\n4\n"
+
+
+@pytest.mark.parametrize("is_growing", [False, True])
+def test_a_file_may_be_large(
+    s3: str, is_growing: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(door, "PART_BYTES", 5 * 2**20)
+    path = local_path(f"{HOME}/metrics.jsonl")
+    path.parent.mkdir(parents=True)
+    content = os.urandom(6 * 2**20)
+    path.write_bytes(content)
+    send(path, f"{HOME}/metrics.jsonl", is_growing=is_growing)
+    fetch(f"{HOME}/metrics.jsonl")
+    assert path.read_bytes() == content
+    assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]
+    fetched = boto3.client("s3").get_object(
+        Bucket="pile", Key=HOME.removeprefix("s3://pile/") + "/metrics.jsonl"
+    )
+    assert fetched["Body"].read() == content
+
+
+FETCH = """
+import sys; from components.runtime.storage import fetch
+print(fetch(sys.argv[1], progress=lambda done, total: total and print("brings", flush=True)))
+"""
+
+
+def test_ranks_of_one_node_bring_a_place_once(s3: str, directory: Path) -> None:
+    send(directory, HOME)
+    shutil.rmtree(directory)
+    command = [sys.executable, "-c", FETCH, HOME]
+    ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [rank.communicate(timeout=60)[0].splitlines() for rank in ranks]
+    assert [lines[-1] for lines in said] == [str(directory)] * 3
+    assert sum("brings" in lines for lines in said) == 1
 
 
 def test_one_object_is_found_and_fetched(s3: str, tmp_path: Path) -> None:
     boto3.client("s3").put_object(Bucket="pile", Key="a/w.pth", Body=b"three")
     item = find_object("s3://pile/a/w.pth")
-    assert (item.key, item.size_bytes) == ("a/w.pth", 5)
+    assert item.size_bytes == 5
     path = fetch_object("s3://pile/a/w.pth", directory=tmp_path / "new")
     assert path.read_bytes() == b"three"
     assert path.name == f"{item.etag.strip(chr(34))}.pth"
@@ -130,31 +198,9 @@ def test_one_object_is_found_and_fetched(s3: str, tmp_path: Path) -> None:
         find_object("s3://pile/a/none")
 
 
-def test_an_object_may_have_any_name_and_be_gone(s3: str) -> None:
-    client = boto3.client("s3")
-    client.put_object(Bucket="pile", Key="odd/a#1?.jpg", Body=b"odd")
-    client.put_object(Bucket="pile", Key="odd/a", Body=b"another")
-    source = open_source("s3://pile/odd")
-    items = {item.key: item for item in source.objects()}
-    assert source.read(items["a#1?.jpg"]) == b"odd"
-    client.delete_object(Bucket="pile", Key="odd/a")
-    with pytest.raises(ObjectUnreadable, match="NoSuchKey"):
-        source.read(items["a"])
-
-
-def test_a_missing_bucket_is_named(s3: str) -> None:
-    with pytest.raises(StorageError, match="NoSuchBucket for s3://nowhere/"):
-        open_source("s3://nowhere/x").objects()
-
-
-def test_missing_credentials_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(
-        StorageError, match="no S3 credentials for s3://pile/.*set AWS_ACCESS_KEY_ID"
-    ):
-        open_source("s3://pile/x").objects()
+def test_a_temporary_file_that_vanishes_does_not_break_a_copy(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (directory / "gone").symlink_to(directory / "nothing")
+    send(directory, HOME)
+    assert "gone" not in keys()

@@ -9,7 +9,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from components.runtime.context import RunContext
-from components.runtime.tracking import Tracker, TrackingUnreachable, check_reachable
+from components.runtime.tracking import (
+    Tracker,
+    TrackingUnreachable,
+    check_reachable,
+    join_injected_run,
+)
 
 
 def test_stages_are_nested_below_one_parent_and_continue_their_own_run(tracker: Tracker) -> None:
@@ -99,3 +104,105 @@ def test_connecting_fails_fast_too(context: RunContext) -> None:
     dead = context.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
     with pytest.raises(TrackingUnreachable):
         Tracker(dead)
+
+
+class TestJoining:
+    """Kubeflow's MLflow plugin opens a parent run and one nested below it for each task."""
+
+    @pytest.fixture
+    def injected(self, tracker: Tracker) -> dict[str, str]:
+        """The variables of a task's container, after the plugin has opened its runs."""
+        client = tracker.client
+        experiment = client.create_experiment(f"plugin-{tracker.context.run_id}")
+        parent = client.create_run(experiment, run_name="pipeline run")
+        task = client.create_run(
+            experiment, run_name="pretrain", tags={"mlflow.parentRunId": parent.info.run_id}
+        )
+        return {
+            "MLFLOW_TRACKING_URI": tracker.context.resolved_tracking_uri,
+            "MLFLOW_EXPERIMENT_ID": experiment,
+            "MLFLOW_RUN_ID": task.info.run_id,
+        }
+
+    def test_the_stage_logs_to_the_injected_run_and_opens_none(
+        self, context: RunContext, injected: dict[str, str]
+    ) -> None:
+        tracker = Tracker(join_injected_run(context, injected))
+        experiments = len(tracker.client.search_experiments())
+        run = tracker.stage("pretrain", key="k1")
+        run.log_params({"a": {"b": 1}})
+        run.log_metrics({"loss": 0.5}, step=3)
+        run.log_text("note.txt", "text")
+        assert run.run_id == injected["MLFLOW_RUN_ID"]
+        assert run.experiment_id == injected["MLFLOW_EXPERIMENT_ID"]
+        runs = tracker.client.search_runs([injected["MLFLOW_EXPERIMENT_ID"]])
+        assert len(runs) == 2
+        assert len(tracker.client.search_experiments()) == experiments
+        (mine,) = [item for item in runs if item.info.run_id == run.run_id]
+        assert mine.data.params == {"a.b": "1"}
+        assert mine.data.metrics == {"loss": 0.5}
+        assert mine.data.tags["dinopipe.stage"] == "pretrain"
+        assert mine.data.tags["dinopipe.run_id"] == context.run_id
+        assert mine.data.tags["version.torch"].startswith("2.")
+        assert [item.path for item in tracker.client.list_artifacts(run.run_id)] == ["note.txt"]
+        own = tracker.client.search_runs(
+            [Tracker(context).experiment_id], f"tags.`dinopipe.run_id` = '{context.run_id}'"
+        )
+        assert own == []
+
+    def test_the_plugin_closes_what_it_opened(
+        self, context: RunContext, injected: dict[str, str]
+    ) -> None:
+        tracker = Tracker(join_injected_run(context, injected))
+        run = tracker.stage("pretrain", key="k1")
+        for status in ("FAILED", "FINISHED"):
+            run.end(status)
+            seen = tracker.client.get_run(run.run_id)
+            assert seen.info.status == "RUNNING"
+            assert seen.data.tags["dinopipe.status"] == status
+
+    def test_a_retried_task_continues_its_run(
+        self, context: RunContext, injected: dict[str, str]
+    ) -> None:
+        tracker = Tracker(join_injected_run(context, injected))
+        tracker.stage("pretrain", key="k1").log_metrics({"loss": 1.0}, step=7)
+        again = Tracker(tracker.context).stage("pretrain", key="k1")
+        assert again.last_step("loss") == 7
+
+    def test_training_pods_that_see_no_variables_open_the_same_run(
+        self, context: RunContext, injected: dict[str, str]
+    ) -> None:
+        """Their context comes by file; it names the run and its server."""
+        joined = join_injected_run(context, injected)
+        copy = RunContext.model_validate_json(joined.model_dump_json())
+        run = Tracker(copy).open(injected["MLFLOW_RUN_ID"])
+        run.log_metrics({"loss": 2.0})
+        assert run.is_joined
+
+    def test_without_the_plugin_the_runs_are_our_own(self, context: RunContext) -> None:
+        for environment in ({}, {"MLFLOW_RUN_ID": "x"}, {"MLFLOW_TRACKING_URI": "http://m"}):
+            assert join_injected_run(context, dict(environment)) == context
+        run = Tracker(context).stage("pretrain", key="own")
+        assert not run.is_joined
+        run.end("FINISHED")
+        assert run.client.get_run(run.run_id).info.status == "FINISHED"
+
+    def test_a_password_in_the_address_moves_to_where_mlflow_reads_it(
+        self, context: RunContext
+    ) -> None:
+        environment = {
+            "MLFLOW_RUN_ID": "r",
+            "MLFLOW_TRACKING_URI": "https://me:geh%40im@mlflow.example/x",
+        }
+        joined = join_injected_run(context, environment)
+        assert joined.tracking_uri == "https://mlflow.example/x"
+        assert environment["MLFLOW_TRACKING_USERNAME"] == "me"
+        assert environment["MLFLOW_TRACKING_PASSWORD"] == "geh@im"
+
+    def test_a_run_that_is_not_there_is_said(
+        self, context: RunContext, injected: dict[str, str]
+    ) -> None:
+        injected["MLFLOW_RUN_ID"] = "0" * 32
+        tracker = Tracker(join_injected_run(context, injected))
+        with pytest.raises(ValueError, match="MLFLOW_RUN_ID 0+ is not in sqlite"):
+            tracker.stage("pretrain", key="k1")

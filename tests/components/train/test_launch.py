@@ -20,9 +20,10 @@ from components.runtime.context import RunContext
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.progress import Progress
 from components.runtime.stage import StageFailed
+from components.runtime.storage import read_text, write_text
 from components.train.config import Probe, Topology, TrainStage
 from components.train.job import PREEMPTED, last_rows
-from components.train.launch import main
+from components.train.launch import main, starting_weights
 from dinov2_core.config import HighResolution
 
 Flags = Callable[[TrainStage, DatasetManifest], list[str]]
@@ -162,3 +163,18 @@ def test_wrong_input_is_refused_before_anything_starts(
     with pytest.raises(SystemExit, match="2"):
         main([*flags(stage, dataset), "--output", "o", "--phase", "finetune"])
     assert not (tmp_path / "work" / "stages").exists()
+
+
+def test_starting_weights_of_elsewhere_are_put_where_all_nodes_see_them(
+    stage: TrainStage, context: RunContext, s3: str, tmp_path: Path
+) -> None:
+    stored = context.model_copy(update={"workdir": "s3://pile/run", "tracking_uri": "sqlite://"})
+    write_text("s3://pile/released/w.safetensors", "weights")
+    remote = stage.model_copy(update={"initial_weights": "s3://pile/released/w.safetensors"})
+    place = starting_weights(remote, pretrained=None, context=stored)
+    assert place.startswith("s3://pile/run/weights/")
+    assert read_text(place) == "weights"
+    path = tmp_path / "w.safetensors"
+    path.write_text("weights")
+    shared = stage.model_copy(update={"initial_weights": str(path)})
+    assert starting_weights(shared, pretrained=None, context=stored) == str(path)

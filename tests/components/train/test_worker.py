@@ -12,14 +12,15 @@ import pytest
 
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
+from components.runtime.storage import write_text
 from components.train.config import TrainStage
-from components.train.job import Job, first_failure, result_file
+from components.train.job import Job, first_failure, read_result, write_job
+from tests.s3_server import BadLine
 
 
 def run_worker(job: Job) -> int:
-    job.root.mkdir(exist_ok=True)
-    job.file.write_text(job.model_dump_json())
-    command = [sys.executable, "-m", "components.train.worker", str(job.file)]
+    write_job(job)
+    command = [sys.executable, "-m", "components.train.worker", job.uri]
     return subprocess.run(command, check=False, env=os.environ, timeout=100).returncode
 
 
@@ -39,18 +40,38 @@ def test_input_that_can_be_fixed_is_told_as_it_is(job: Job, tmp_path: Path) -> N
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"not one")
     assert run_worker(job.model_copy(update={"starting_weights": str(weights)})) == 2
-    failure = first_failure(job.root)
+    failure = first_failure(job)
     assert failure is not None
     assert failure.can_be_fixed
     assert failure.message.startswith(f"weights {weights} are not a safetensors file")
-    assert not result_file(job.root).exists()
+    assert read_result(job) is None
 
 
 def test_any_other_error_is_told_with_its_type(job: Job, tmp_path: Path) -> None:
     (tmp_path / "shards").mkdir()
     shutil.copy(Path(job.shards) / "index.parquet", tmp_path / "shards")
     assert run_worker(job.model_copy(update={"shards": str(tmp_path / "shards")})) == 1
-    failure = first_failure(job.root)
+    failure = first_failure(job)
     assert failure is not None
     assert not failure.can_be_fixed
     assert failure.message.startswith("FileNotFoundError: ")
+
+
+def test_a_store_that_does_not_answer_is_nobodys_input(
+    job: Job, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_text("s3://pile/shards/index.parquet", "x")
+    line = BadLine(s3, faults=["answer 503"] * 99, concerns=lambda method, _: method == "GET")
+    with line.open(monkeypatch):
+        assert run_worker(job.model_copy(update={"shards": "s3://pile/shards"})) == 1
+    failure = first_failure(job)
+    assert failure is not None
+    assert not failure.can_be_fixed
+    assert "StoreUnreachable: S3 answered 503" in failure.message
+
+
+def test_images_that_are_not_in_the_store_are_wrong_input(job: Job, s3: str) -> None:
+    assert run_worker(job.model_copy(update={"shards": "s3://pile/nothing"})) == 2
+    failure = first_failure(job)
+    assert failure is not None
+    assert "s3://pile/nothing does not exist; run the stage that writes it" in failure.message

@@ -1,0 +1,84 @@
+"""StoredCheckpoints: the copies of checkpoints that an object store keeps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from components.runtime import storage
+from components.runtime.storage import is_remote, joined, read_text
+from components.train.job import Job
+from dinov2_core.distributed.checkpoint import MARKER
+
+logger = logging.getLogger(__name__)
+
+PARALLEL_FILES = 4
+
+
+class StoredCheckpoints:
+    """Folders of checkpoints in a store; a `Mirror`.
+
+    Before a checkpoint becomes valid there, so do the records that it must not be ahead of.
+
+    Args:
+        uri: Place of the checkpoints.
+        records: Files and where they go, such as the metrics of the steps so far.
+    """
+
+    def __init__(self, uri: str, *, records: dict[Path, str]) -> None:
+        self._uri = uri
+        self._records = records
+
+    def folders(self) -> dict[str, str]:
+        """Text of the marker of every folder, by the folder's name; empty without a marker."""
+        found = storage.names(self._uri)
+        marked = {name.rpartition("/")[0] for name in found if name.endswith(f"/{MARKER}")}
+        return {
+            folder: (read_text(joined(self._uri, folder, MARKER)) or "") if folder in marked else ""
+            for folder in {name.partition("/")[0] for name in found}
+        }
+
+    def send(self, files: Sequence[Path]) -> None:
+        """Copy files there, several at a time."""
+        with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+            list(pool.map(lambda file: storage.send(file, self._place_of(file)), files))
+
+    def bring(self, files: Sequence[Path]) -> None:
+        """Copy files from there; those that are missing or damaged there stay away."""
+        with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+            list(pool.map(self._bring, files))
+
+    def mark(self, marker: Path) -> None:
+        """Bring the records up to date, then copy the marker."""
+        for record, uri in self._records.items():
+            if record.exists():
+                storage.send(record, uri, is_growing=True)
+        storage.send(marker, self._place_of(marker))
+
+    def unmark(self, folder: str) -> None:
+        """Remove a folder's marker."""
+        storage.delete_there(joined(self._uri, folder, MARKER))
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder, its marker first."""
+        self.unmark(folder)
+        storage.delete_there(joined(self._uri, folder))
+
+    def _place_of(self, file: Path) -> str:
+        return joined(self._uri, file.parent.name, file.name)
+
+    def _bring(self, file: Path) -> None:
+        try:
+            storage.fetch_file(self._place_of(file), file)
+        except storage.ObjectUnreadable as error:
+            logger.warning("%s", error)
+
+
+def mirror_of(job: Job) -> StoredCheckpoints | None:
+    """Where a job's checkpoints are kept besides; None where all nodes see the directory."""
+    if not is_remote(job.directory):
+        return None
+    records = {job.metrics: job.place_of(job.metrics)}
+    return StoredCheckpoints(job.place_of(job.checkpoints), records=records)
