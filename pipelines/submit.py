@@ -161,6 +161,12 @@ def check_fits_cluster(client: kfp.Client, spec: PipelineSpec, target: Target) -
         for place in dict.fromkeys(spec.local_places)
         if Path(place).exists() and not (mount and Path(place).is_relative_to(mount))
     ]
+    if "://" in target.workdir and not spec.tracking.uri:
+        message = (
+            f"is empty, and with the work directory {target.workdir} every pod would have an "
+            "MLflow store of its own; name a server"
+        )
+        problems.append(Problem(path="tracking.uri", value="", message=message))
     namespace, wanted = client.get_user_namespace(), spec.placement.namespace
     if namespace and namespace != wanted and not isinstance(spec.placement.launcher, Processes):
         message = (

@@ -151,7 +151,7 @@ def write_shards(directory: Path) -> None:
     ).train.images
     with ShardWriter(directory, target_size_bytes=1 << 22) as writer:
         for image in images:
-            writer.add(as_bytes(image), extension="png", width=28, height=28)
+            writer.add(image.read(), extension="png", width=28, height=28)
 
 
 def say(line: str) -> None:

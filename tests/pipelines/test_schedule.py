@@ -97,8 +97,9 @@ def test_any_change_replaces_it_without_two_alive(
 def test_another_target_replaces_it_too(
     server: KfpServer, client: kfp.Client, spec: PipelineSpec
 ) -> None:
+    elsewhere = Volume(claim="other", mount_path="/mnt/dinopipe")
     schedule.apply(client, spec, TARGET)
-    _, outcome = schedule.apply(client, spec, Target(workdir="s3://bucket/work"))
+    _, outcome = schedule.apply(client, spec, Target(workdir="/mnt/dinopipe", volume=elsewhere))
     assert outcome == "replaced"
 
 

@@ -135,12 +135,21 @@ class TestCache:
 
 
 def test_the_run_learns_where_it_works(
-    server: KfpServer, client: kfp.Client, spec: PipelineSpec
+    server: KfpServer, client: kfp.Client, tmp_path: Path
 ) -> None:
+    spec = a_spec(tmp_path, tracking={"uri": "https://mlflow.example"})
     target = Target(workdir="s3://bucket/work", service_account="dinopipe-runner")
     run_id = submit(client, spec, target).run_id
     assert context_of_run(server, run_id)["workdir"] == "s3://bucket/work"
     assert server.runs[run_id]["service_account"] == "dinopipe-runner"
+
+
+def test_pods_without_a_shared_directory_need_a_tracking_server(
+    server: KfpServer, client: kfp.Client, spec: PipelineSpec
+) -> None:
+    with pytest.raises(SpecError, match=r"tracking\.uri: '' is empty, and with .* s3://bucket/work"):
+        submit(client, spec, Target(workdir="s3://bucket/work"))
+    assert server.asked == []
 
 
 def test_the_identity_of_the_run_is_left_to_kubeflow(spec: PipelineSpec) -> None:
