@@ -10,6 +10,7 @@ from dinov2_core.losses.prototypes import (
     CHUNK_SIZE,
     Assignments,
     chunks,
+    log_sum_exp,
     scores,
     without_padding,
 )
@@ -52,13 +53,13 @@ def sinkhorn_knopp(
     prototype_scaling = features.new_empty(num_prototypes, dtype=torch.float32)
     for _ in range(num_iterations):
         log_sample_sums = torch.full_like(sample_scaling, -torch.inf)
-        for columns in chunks(num_prototypes, chunk_size=chunk_size):
+        for columns in chunks(prototypes, chunk_size=chunk_size):
             chunk = scores(features, prototypes=prototypes[columns], temperature=temperature)
-            log_prototype_sums = (chunk + sample_scaling[:, None]).logsumexp(dim=0)
+            log_prototype_sums = log_sum_exp(chunk + sample_scaling[:, None], dim=0)
             scaling = -log_sum_over_ranks(log_prototype_sums).clamp(min=smallest)  # no sample
             prototype_scaling[columns] = scaling
             chunk += scaling
-            log_sample_sums = torch.logaddexp(log_sample_sums, chunk.logsumexp(dim=1))
+            log_sample_sums = torch.logaddexp(log_sample_sums, log_sum_exp(chunk, dim=1))
         sample_scaling = without_padding(-log_sample_sums, is_sample=is_sample)
     return Assignments(
         features=features,

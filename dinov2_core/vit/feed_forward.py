@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 FeedForward = Literal["mlp", "swiglu"]
+
+
+class _GeluLinear(torch.autograd.Function):
+    """linear(gelu(hidden)) that keeps only `hidden`: its GELU is the widest result of a block."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return F.linear(F.gelu(hidden), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, weight = ctx.saved_tensors
+        (grad,) = grad_outputs
+        weight_grad = grad.T @ F.gelu(hidden)
+        hidden_grad = torch.ops.aten.gelu_backward(grad @ weight, hidden)
+        return hidden_grad, weight_grad, grad.sum(dim=0)
+
+
+class _GatedLinear(torch.autograd.Function):
+    """linear(silu(gate) * value) that keeps only gate and value [T, 2 G], which lie together."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        gate, value = hidden.chunk(2, dim=-1)
+        return F.linear(F.silu(gate) * value, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        hidden, weight = ctx.saved_tensors
+        (grad,) = grad_outputs
+        gate, value = hidden.chunk(2, dim=-1)
+        opened = F.silu(gate)
+        weight_grad = grad.T @ (opened * value)
+        gated_grad = grad @ weight
+        gate_grad = torch.ops.aten.silu_backward(gated_grad * value, gate)
+        hidden_grad = torch.cat([gate_grad, gated_grad * opened], dim=-1)
+        return hidden_grad, weight_grad, grad.sum(dim=0)
 
 
 class Mlp(nn.Module):
@@ -20,7 +60,7 @@ class Mlp(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [T, D] to tokens [T, D]."""
-        output: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        output: Tensor = _GeluLinear.apply(self.fc1(tokens), self.fc2.weight, self.fc2.bias)
         return output
 
 
@@ -39,8 +79,7 @@ class SwiGlu(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens [T, D] to tokens [T, D]."""
-        gate, value = self.w12(tokens).chunk(2, dim=-1)
-        output: Tensor = self.w3(F.silu(gate) * value)
+        output: Tensor = _GatedLinear.apply(self.w12(tokens), self.w3.weight, self.w3.bias)
         return output
 
 

@@ -20,6 +20,7 @@ from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.masking import MaskRecipe
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.distributed.mesh import process_group
+from dinov2_core.planning.ledger import Ledger
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.schedules import schedule_at
 from tests.bench.naive import NaiveTrainer
@@ -41,24 +42,37 @@ def main() -> None:
         shards = Path(folder) / "shards"
         write_shards(shards)
         steps = contestant(shards)
-        tell(num_flops=counted_flops(lambda: next(steps)))
+        with Ledger() as ledger:
+            next(steps)
+            ledger.restart()
+            next(steps)
+        tell(num_flops=counted_flops(lambda: next(steps)), tensor_bytes=ledger.peak_bytes)
         for line in sys.stdin:
             phases = [next(steps) for _ in range(int(line))]
             tell(
                 phases=phases,
-                peak_bytes=memory_bytes("VmHWM"),
-                added_bytes=memory_bytes("VmHWM") - baseline,
+                process_bytes=memory_bytes("VmHWM") - baseline,
             )
 
 
 def product(shards: Path) -> Iterator[Phases]:
-    """Steps of the training run itself, with its loader beside it."""
-    with tempfile.TemporaryDirectory() as folder, process_group() as ranks:
+    """Steps of the training run itself, with its loader beside it.
+
+    Without the copy of the state that checkpoints are written from: the naive side writes none.
+    """
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        process_group() as ranks,
+        ShardReader(shards) as reader,
+    ):
         run = TrainingRun(
-            training_config(), ranks=ranks, checkpoints=Path(folder) / "c", starting_weights=None
+            training_config(), ranks=ranks, checkpoints=Path(folder), starting_weights=None
         )
-        for report in run.steps(shards=shards, loader_threads=1):
-            yield {"total": report.seconds, **report.phase_seconds}
+        with run._loader(reader, num_threads=1) as loader:
+            while True:
+                report, _ = run._step(loader, should_stop=lambda: False)
+                run.num_steps_done += 1
+                yield {"total": report.seconds, **report.phase_seconds}
 
 
 def naive(shards: Path) -> Iterator[Phases]:

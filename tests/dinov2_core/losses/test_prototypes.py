@@ -14,6 +14,7 @@ from dinov2_core.losses.prototypes import (
     assignment_health,
     expected_prototypes,
     log_partition,
+    log_sum_exp,
 )
 from dinov2_core.losses.sinkhorn import sinkhorn_knopp
 
@@ -249,3 +250,11 @@ def test_chunked_loss_equals_the_references_formulation() -> None:
     dense_grads = torch.autograd.grad(dense, exact[:2])
     for grad, expected in zip(grads, dense_grads, strict=True):
         assert (grad - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_log_sum_exp_is_torchs_even_of_nothing(dim: int) -> None:
+    values = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)) * 500
+    values[:, 2] = values[3] = -torch.inf
+    actual = log_sum_exp(values.clone(), dim=dim)
+    torch.testing.assert_close(actual, values.logsumexp(dim=dim))
