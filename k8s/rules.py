@@ -222,13 +222,26 @@ OF_ONE: tuple[Callable[[Found], Iterator[str]], ...] = (
 OF_ALL: tuple[Callable[[Sequence[Found]], Iterator[str]], ...] = (_names, _selectors, _references)
 
 
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"{message}\n")
+    return 2
+
+
 def main() -> int:
     """Read manifests from standard input; 0 when all is well, 2 with what is wrong."""
-    manifests: list[Any] = [item for item in yaml.safe_load_all(sys.stdin) if item]
+    try:
+        manifests: list[Any] = [item for item in yaml.safe_load_all(sys.stdin) if item]
+    except yaml.YAMLError as error:
+        return _refuse(f"standard input is not YAML: {error}")
     if not manifests:
-        sys.stderr.write("no manifests on standard input; kubectl kustomize DIR | ...\n")
-        return 2
-    found = problems(manifests)
+        return _refuse("no manifests on standard input; kubectl kustomize DIR | ...")
+    try:
+        found = problems(manifests)
+    except (KeyError, TypeError, AttributeError) as error:
+        return _refuse(
+            f"some manifest is not of the shape of its kind ({type(error).__name__}: {error}); "
+            "kubectl apply --dry-run=server says which"
+        )
     sys.stderr.write("".join(f"{problem}\n" for problem in found))
     return 2 if found else 0
 

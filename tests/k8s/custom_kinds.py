@@ -1,7 +1,8 @@
-"""The kinds of Kueue and of External Secrets that our manifests use, as their CRDs define them.
+"""The kinds of Kueue and of External Secrets that our manifests use, no more of them than we use.
 
-From apis/kueue/v1beta2 of kubernetes-sigs/kueue and apis/externalsecrets/v1 of
-external-secrets/external-secrets: fields, enumerations and CEL rules, no more than we use.
+Kueue's fields and rules are those of the Go types in apis/kueue/v1beta2 of kubernetes-sigs/kueue;
+its preemption values, and External Secrets as a whole, were written without their definitions at
+hand.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
 
-from k8s.rules import problems
+from k8s.rules import main, problems
 from tests.k8s.shipped import Manifest, changed
 
 TEMPLATE = "spec.template.spec.replicatedJobs.0.template"
@@ -79,3 +80,26 @@ def test_problems_name_the_object_first(shipped: list[Manifest]) -> None:
     role = next(item for item in shipped if item["kind"] == "Role")
     (problem,) = problems([*shipped, role])
     assert problem.startswith(f"Role {role['metadata']['name']}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("", 2, "no manifests on standard input"),
+        ("a: [", 2, "standard input is not YAML"),
+        ("kind: Role\nmetadata: {name: x}\nrules: 3\n", 2, "not of the shape of its kind"),
+        ("kind: Namespace\napiVersion: v1\nmetadata: {name: x}\n", 0, ""),
+    ],
+)
+def test_the_program_tells_what_is_wrong_without_a_traceback(
+    text: str,
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main() == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told
