@@ -147,7 +147,9 @@ def test_the_run_learns_where_it_works(
 def test_pods_without_a_shared_directory_need_a_tracking_server(
     server: KfpServer, client: kfp.Client, spec: PipelineSpec
 ) -> None:
-    with pytest.raises(SpecError, match=r"tracking\.uri: '' is empty, and with .* s3://bucket/work"):
+    with pytest.raises(
+        SpecError, match=r"tracking\.uri: '' is empty, and with .* s3://bucket/work"
+    ):
         submit(client, spec, Target(workdir="s3://bucket/work"))
     assert server.asked == []
 
