@@ -126,6 +126,7 @@ def test_paths_have_no_mirror(job: Job, tmp_path: Path) -> None:
     assert mirror_of(job.model_copy(update={"directory": str(tmp_path)})) is None
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_the_bucket_alone_to_the_same_weights(
     job: Job, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,6 +57,7 @@ def test_any_other_error_is_told_with_its_type(job: Job, tmp_path: Path) -> None
     assert failure.message.startswith("FileNotFoundError: ")
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_is_nobodys_input(
     job: Job, s3: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
