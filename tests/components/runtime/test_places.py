@@ -10,8 +10,8 @@ from components.runtime.places import bucket_and_key, is_remote, joined, local_p
 
 
 def test_a_path_is_its_own_place() -> None:
-    assert local_path("/work/run") == Path("/work/run")
-    assert not is_remote("/work/s3://run")
+    assert local_path("/data/run") == Path("/data/run")
+    assert not is_remote("/data/s3://run")
 
 
 def test_a_uri_has_a_place_in_the_spool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
