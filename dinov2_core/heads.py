@@ -46,10 +46,8 @@ class Prototypes(nn.Module):
 
     def forward(self) -> Tensor:
         """Effective prototypes [K, d], computed in float32, in the type of the weights."""
-        direction = self.weight_v.float()
-        length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
-        prototypes: Tensor = direction * (self.weight_g.float() / length)
-        return prototypes.to(self.weight_v.dtype)
+        prototypes: Tensor = torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return prototypes
 
 
 class DINOHead(nn.Module):

@@ -57,20 +57,39 @@ def chunks(prototypes: Tensor, *, chunk_size: int) -> Iterator[slice]:
         yield slice(start, min(start + chunk_size, prototypes.shape[0]))
 
 
-def scores(features: Tensor, *, prototypes: Tensor, temperature: float) -> Tensor:
-    """Dot products over temperature [M, K], accumulated and returned in float32."""
-    return _product(features, right=prototypes.T).mul_(1 / temperature)
+def scores(
+    features: Tensor, *, prototypes: Tensor, temperature: float, shift: Tensor | None = None
+) -> Tensor:
+    """Dot products over temperature [M, K], accumulated and returned in float32.
+
+    Args:
+        features: [M, d].
+        prototypes: [K, d].
+        temperature: Divides the products.
+        shift: Added after that in the same pass, [M, 1] or [K]; None adds nothing.
+    """
+    products = _product(features, right=prototypes.T)
+    if shift is None:
+        return products.mul_(1 / temperature)
+    return torch.add(shift, products, alpha=1 / temperature, out=products)
 
 
 def log_sum_exp(values: Tensor, *, dim: int) -> Tensor:
     """Log of the sum of exp along a dimension, without gradient; minus infinity of nothing.
 
-    In plain passes: torch's own takes twice as long on a CPU.
+    In plain passes: torch's own takes twice as long on a CPU. In place, because fresh memory would
+    cost as much as the passes: the values are lost.
     """
+    highest = highest_of(values, dim=dim)
+    return values.sub_(highest.unsqueeze(dim)).exp_().sum(dim=dim).log_().add_(highest)
+
+
+def highest_of(values: Tensor, *, dim: int) -> Tensor:
+    """Largest value along a dimension; the smallest number there is of nothing."""
+    smallest = torch.finfo(values.dtype).min
     if values.shape[dim] == 0:
-        return values.logsumexp(dim=dim)
-    highest = values.amax(dim=dim, keepdim=True).clamp_(min=torch.finfo(values.dtype).min)
-    return (values - highest).exp_().sum(dim=dim).log_().add_(highest.squeeze(dim))
+        return values.sum(dim=dim).fill_(smallest)
+    return values.amax(dim=dim).clamp_(min=smallest)
 
 
 def log_partition(
@@ -124,8 +143,13 @@ def log_partition_shifted(
     """`log_partition` with shift [K] added to the scores over temperature; no gradient."""
     total = features.new_full((features.shape[0],), -torch.inf, dtype=torch.float32)
     for columns in chunks(prototypes, chunk_size=chunk_size):
-        chunk = scores(features, prototypes=prototypes[columns], temperature=temperature)
-        total = torch.logaddexp(total, log_sum_exp(chunk + shift[columns], dim=1))
+        chunk = scores(
+            features,
+            prototypes=prototypes[columns],
+            temperature=temperature,
+            shift=shift[columns],
+        )
+        total = torch.logaddexp(total, log_sum_exp(chunk, dim=1))
     return total
 
 
@@ -169,19 +193,19 @@ def _assignment_chunks(
             assignments.features,
             prototypes=assignments.prototypes[columns],
             temperature=assignments.temperature,
+            shift=assignments.prototype_scaling[columns],
         )
         log_targets += assignments.sample_scaling[:, None]
-        log_targets += assignments.prototype_scaling[columns]
         yield columns, log_targets.exp_()
 
 
 def _product(left: Tensor, *, right: Tensor) -> Tensor:
-    """Matrix product in float32, whatever the factors' type; bfloat16 factors use their units."""
-    is_half = left.dtype == right.dtype != torch.float32
+    """Matrix product in float32; with a right factor in bfloat16 the left one is rounded to it."""
+    is_half = right.dtype == torch.bfloat16
     with without_autocast(left.device):
-        if device_kind(left) == "cuda" and is_half:
-            return torch.mm(left, right, out_dtype=torch.float32)
-        with bfloat16_units() if left.dtype == right.dtype == torch.bfloat16 else nullcontext():
+        if device_kind(left) == "cuda" and right.dtype != torch.float32:
+            return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
+        with bfloat16_units() if is_half else nullcontext():
             return left.float() @ right.float()
 
 
@@ -216,14 +240,20 @@ class _LogPartition(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         features, prototypes, total = ctx.saved_tensors
         weight = (grad_outputs[0].float() / ctx.temperature)[:, None]
+        weighted = (weight * features).to(features.dtype)
         features_grad = torch.zeros_like(features, dtype=torch.float32)
         prototypes_grad = torch.empty_like(prototypes)
         for columns in chunks(prototypes, chunk_size=ctx.chunk_size):
-            chunk = scores(features, prototypes=prototypes[columns], temperature=ctx.temperature)
-            softmax = chunk.sub_(total[:, None]).exp_().mul_(weight).to(features.dtype)
+            chunk = scores(
+                features,
+                prototypes=prototypes[columns],
+                temperature=ctx.temperature,
+                shift=-total[:, None],
+            )
+            softmax = chunk.exp_().to(features.dtype)
             features_grad += _gradient_product(softmax, right=prototypes[columns])
-            prototypes_grad[columns] = _gradient_product(softmax.T, right=features)
-        return features_grad.to(features.dtype), prototypes_grad, None, None
+            prototypes_grad[columns] = _gradient_product(softmax.T, right=weighted)
+        return features_grad.mul_(weight).to(features.dtype), prototypes_grad, None, None
 
 
 class _ExpectedPrototypes(torch.autograd.Function):
@@ -235,7 +265,7 @@ class _ExpectedPrototypes(torch.autograd.Function):
             assignments.features.shape[0], prototypes.shape[1], dtype=torch.float32
         )
         for columns, targets in _assignment_chunks(assignments, chunk_size=chunk_size):
-            expected += _product(targets.to(prototypes.dtype), right=prototypes[columns])
+            expected += _product(targets, right=prototypes[columns])
         ctx.assignments, ctx.chunk_size = assignments, chunk_size
         ctx.shape, ctx.dtype = prototypes.shape, prototypes.dtype
         return expected

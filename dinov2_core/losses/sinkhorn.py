@@ -10,6 +10,7 @@ from dinov2_core.losses.prototypes import (
     CHUNK_SIZE,
     Assignments,
     chunks,
+    highest_of,
     log_sum_exp,
     scores,
     without_padding,
@@ -46,21 +47,23 @@ def sinkhorn_knopp(
     Returns:
         Assignments [M, K] in factored form, no gradient; rows sum to 1, those that pad to 0.
     """
-    num_samples, num_prototypes = features.shape[0], prototypes.shape[0]
-    sample_scaling = features.new_zeros(num_samples, dtype=torch.float32)
+    sample_scaling = features.new_zeros(features.shape[0], dtype=torch.float32)
     sample_scaling = without_padding(sample_scaling, is_sample=is_sample)
-    smallest = torch.finfo(torch.float32).min
-    prototype_scaling = features.new_empty(num_prototypes, dtype=torch.float32)
-    for _ in range(num_iterations):
+    prototype_scaling = features.new_empty(prototypes.shape[0], dtype=torch.float32)
+    for iteration in range(num_iterations):
+        sums = _first_sample_sums if iteration == 0 else _sample_sums
         log_sample_sums = torch.full_like(sample_scaling, -torch.inf)
         for columns in chunks(prototypes, chunk_size=chunk_size):
-            chunk = scores(features, prototypes=prototypes[columns], temperature=temperature)
-            log_prototype_sums = log_sum_exp(chunk + sample_scaling[:, None], dim=0)
-            scaling = -log_sum_over_ranks(log_prototype_sums).clamp(min=smallest)  # no sample
-            prototype_scaling[columns] = scaling
-            chunk += scaling
-            log_sample_sums = torch.logaddexp(log_sample_sums, log_sum_exp(chunk, dim=1))
-        sample_scaling = without_padding(-log_sample_sums, is_sample=is_sample)
+            chunk = scores(
+                features,
+                prototypes=prototypes[columns],
+                temperature=temperature,
+                shift=sample_scaling[:, None],
+            )
+            log_sums, prototype_scaling[columns] = sums(chunk)
+            log_sample_sums = torch.logaddexp(log_sample_sums, log_sums)
+        correction = without_padding(-log_sample_sums, is_sample=is_sample)
+        sample_scaling = sample_scaling + correction
     return Assignments(
         features=features,
         prototypes=prototypes,
@@ -68,6 +71,39 @@ def sinkhorn_knopp(
         sample_scaling=sample_scaling,
         prototype_scaling=prototype_scaling,
     )
+
+
+def _first_sample_sums(chunk: Tensor) -> tuple[Tensor, Tensor]:
+    """Sample sums and prototype scalings of scores [M, chunk] that nothing has scaled yet.
+
+    A sample may be so far from what others score that its share of every prototype is below the
+    smallest float32: only logarithms hold such sums.
+
+    Returns:
+        Logarithms of the sample sums after scaling [M], and what scales the prototypes [chunk].
+    """
+    scaling = _prototype_scaling(log_sum_exp(chunk.clone(), dim=0))
+    return log_sum_exp(chunk.add_(scaling), dim=1), scaling
+
+
+def _sample_sums(chunk: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of scores whose samples summed to 1 before, with half as many passes over them.
+
+    Such a sample keeps at least the share 1 / M after its prototypes are scaled, of which one of K
+    prototypes gives at least 1 / (M K): far from the smallest float32. So exponentials taken once
+    serve both sums, and sums are products with vectors.
+    """
+    highest = highest_of(chunk, dim=0)
+    shares = chunk.sub_(highest).exp_()
+    column_sums = torch.mv(shares.T, shares.new_ones(shares.shape[0]))
+    scaling = _prototype_scaling(column_sums.log_().add_(highest))
+    return torch.mv(shares, (scaling + highest).exp_()).log_(), scaling
+
+
+def _prototype_scaling(log_prototype_sums: Tensor) -> Tensor:
+    """What makes prototypes sum to 1 over all ranks; finite where no rank has a sample."""
+    smallest = torch.finfo(log_prototype_sums.dtype).min
+    return -log_sum_over_ranks(log_prototype_sums).clamp(min=smallest)
 
 
 class SinkhornTargets(nn.Module):

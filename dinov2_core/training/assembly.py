@@ -63,7 +63,7 @@ def adamw(model: StudentTeacher, *, config: TrainingConfig) -> AdamW:
         parameter_groups(model.student, optimization=config.optimization),
         betas=config.optimization.adam_betas,
         eps=ADAM_EPSILON,
-        foreach=True,
+        fused=True,
     )
     start_moments(optimizer)
     return optimizer

@@ -23,10 +23,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from components.runtime.processes import COMPUTING
+from tests.bench.contestant import PROFILE
 from tests.bench.workload import training_config
 
 NUM_STEPS = {"product": 3, "naive": 2, "bf16": 12, "fp32": 6}
 """Of a turn, in the order of the turns."""
+NUM_SHOWN = 12
+"""Operators in the printed profile."""
 MIN_SPEEDUP, MAX_MEMORY, MIN_OF_PEAK = 2.0, 0.5, 0.5
 
 
@@ -35,7 +39,7 @@ class Side:
 
     def __init__(self, name: str) -> None:
         command = [sys.executable, "-m", "tests.bench.contestant", name]
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
+        environment = COMPUTING | os.environ | {"KINETO_LOG_LEVEL": "99"}  # quiet profiler
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -43,17 +47,25 @@ class Side:
         counted = self._answer()
         self.num_flops: int = counted["num_flops"]
         self.tensor_bytes: int = counted["tensor_bytes"]
+        self.operators: list[dict[str, Any]] = []
         self.rounds: list[list[dict[str, float]]] = []
         self.process_bytes = 0
 
     def take_turn(self) -> None:
         """A few steps."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{NUM_STEPS[self.name]}\n")
-        self._process.stdin.flush()
-        answer = self._answer()
+        answer = self._asked(f"{NUM_STEPS[self.name]}")
         self.rounds.append(answer["phases"])
         self.process_bytes = answer["process_bytes"]
+
+    def take_profile(self) -> None:
+        """One more step, under the profiler."""
+        self.operators = self._asked(PROFILE)["operators"]
+
+    def _asked(self, line: str) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
@@ -106,6 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sides = [stack.enter_context(Side(name)) for name in NUM_STEPS]
         for side in track([*sides * (1 + args.rounds)], description="turns"):
             side.take_turn()
+        for side in sides[:2]:
+            side.take_profile()
     for side in sides:
         del side.rounds[0]  # the first steps allocate
     return report(sides, output=args.output)
@@ -137,6 +151,7 @@ def report(sides: list[Side], *, output: Path) -> int:
                     name: {"value": v, "holds": h, "bar": b} for name, (v, h, b) in bars.items()
                 },
                 "product_phases": phases,
+                "operators": {side.name: side.operators for side in (product, naive)},
             },
             indent=2,
         )
@@ -144,6 +159,7 @@ def report(sides: list[Side], *, output: Path) -> int:
         encoding="utf-8",
     )
     show(rows, bars=bars, phases=phases)
+    show_operators(product)
     return 0 if all(holds for _, holds, _ in bars.values()) else 1
 
 
@@ -181,6 +197,19 @@ def show(
         console.print(f"{'holds ' if holds else 'MISSED'} {name}: {value:.2f} ({bar})")
     split = ", ".join(f"{name} {share:.0%}" for name, share in phases.items())
     console.print(f"where the product's step goes: {split}")
+
+
+def show_operators(side: Side) -> None:
+    """The profile of a step."""
+    table = Table(title=f"operators of one step by their own time: {side.name}")
+    for heading in ("", "calls", "share", "GFLOP/s"):
+        table.add_column(heading, justify="right")
+    for one in side.operators[:NUM_SHOWN]:
+        speed = one["gflops_per_second"]
+        table.add_row(
+            one["name"], str(one["calls"]), f"{one['share']:.1%}", f"{speed:.0f}" if speed else ""
+        )
+    Console().print(table)
 
 
 def row(side: Side, *, peak: Side) -> Row:

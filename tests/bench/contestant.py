@@ -1,6 +1,6 @@
 """One side of the measurement in a process of its own: `python -m tests.bench.contestant NAME`.
 
-Reads a number of steps per line and answers with one JSON object per line.
+Reads a number of steps per line, or the word profile, and answers with one JSON object per line.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinov2_core.data.crops import CropRecipe
@@ -27,6 +28,9 @@ from tests.bench.naive import NaiveTrainer
 from tests.bench.workload import training_config, write_shards
 
 NUM_THREADS = 2
+NUM_OPERATORS = 20
+PROFILE = "profile"
+"""The line that asks for a profile."""
 MATRIX_SIDE = 2048
 Phases = dict[str, float]
 
@@ -48,6 +52,9 @@ def main() -> None:
             next(steps)
         tell(num_flops=counted_flops(lambda: next(steps)), tensor_bytes=ledger.peak_bytes)
         for line in sys.stdin:
+            if line.strip() == PROFILE:
+                tell(operators=profiled_operators(lambda: next(steps)))
+                continue
             phases = [next(steps) for _ in range(int(line))]
             tell(
                 phases=phases,
@@ -115,6 +122,23 @@ def counted_flops(step: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
+
+
+def profiled_operators(step: Callable[[], object]) -> list[dict[str, object]]:
+    """Operators of one step by their own time: name, calls, share of all, and the same of FLOPs."""
+    with profile(activities=[ProfilerActivity.CPU], with_flops=True) as measured:
+        step()
+    operators = sorted(measured.key_averages(), key=lambda one: -one.self_cpu_time_total)
+    total = sum(one.self_cpu_time_total for one in operators)
+    return [
+        {
+            "name": one.key,
+            "calls": one.count,
+            "share": one.self_cpu_time_total / total,
+            "gflops_per_second": one.flops / one.self_cpu_time_total / 1e3,
+        }
+        for one in operators[:NUM_OPERATORS]
+    ]
 
 
 def memory_bytes(name: str) -> int:

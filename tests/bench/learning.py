@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 import pipelines
+from components.runtime.processes import COMPUTING
 from dinov2_core.config import TrainingConfig
 from dinov2_core.data.shards import ShardWriter
 from dinov2_core.distributed.mesh import process_group
@@ -134,6 +136,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if holds else 1
 
 
+def compute_as_stages_do() -> None:
+    """Start this program again in the environment that a local run gives its stages."""
+    environment = COMPUTING | os.environ
+    if environment != os.environ:
+        os.execve(
+            sys.executable,
+            [sys.executable, "-m", "tests.bench.learning", *sys.argv[1:]],
+            environment,
+        )
+
+
 def learn(spec: PipelineSpec, *, question: Question) -> dict[int, float]:
     """Top-1 at every quarter of the training."""
     learning = spec.pretrain.learning
@@ -171,4 +184,5 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    compute_as_stages_do()
     sys.exit(main())
