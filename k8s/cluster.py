@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ ATTEMPTS = 5
 LONGEST_PAUSE_SECONDS = 30.0
 AGAIN = (408, 409, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed; 409 where it is not about the name."""
+NOT_FOUND = 404
 
 
 class ClusterUnreachable(Exception):
@@ -30,7 +31,16 @@ class ClusterUnreachable(Exception):
 
 
 class ClusterRefused(ValueError):
-    """The API server refuses a request; the message says what to change."""
+    """The API server refuses a request; the message says what to change.
+
+    Args:
+        message: For a person.
+        status: Code of the answer; 0 where there was none.
+    """
+
+    def __init__(self, message: str, *, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class AlreadyExists(Exception):
@@ -192,6 +202,37 @@ class Cluster:
             return []
         return content.decode("utf-8", errors="replace").splitlines()
 
+    def fetch(self, path: str, *, labels: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+        """What the API serves at an address, or None where it serves nothing.
+
+        Args:
+            path: Of an object, a list or a group's kinds, such as `/apis/apps/v1`.
+            labels: Of what a list shall hold; all of it without.
+
+        Raises:
+            ClusterRefused, ClusterUnreachable: As for `create`; status 403 where rights are short.
+        """
+        selector = ",".join(f"{key}={value}" for key, value in (labels or {}).items())
+        try:
+            return self._json(
+                lambda **options: self.api.call_api(
+                    path,
+                    "GET",
+                    query_params=[("labelSelector", selector)] if selector else [],
+                    header_params={"Accept": "application/json"},
+                    auth_settings=["BearerToken"],
+                    _return_http_data_only=True,
+                    **options,
+                ),
+                what=f"get {path}",
+            )
+        except _NotFound:
+            return None
+        except ClusterRefused as refused:
+            if refused.status == NOT_FOUND:
+                return None
+            raise
+
     def events(self, names: Sequence[str], *, last: int = 10) -> list[str]:
         """What the cluster noted about objects, oldest first.
 
@@ -246,26 +287,33 @@ def _refusal(error: ApiException, *, what: str, namespace: str) -> str:
     """What the server said, where trying again may help; raises where it does not."""
     said = _said(error)
     message = said.get("message") or error.reason or "no reason given"
-    if error.status == 404:
+    status = error.status or 0
+    if status == NOT_FOUND:
         details = said.get("details") or {}
         if details.get("kind") == "namespaces":
-            raise ClusterRefused(f"cannot {what}: {message}; check placement.namespace")
+            raise ClusterRefused(
+                f"cannot {what}: {message}; check placement.namespace", status=status
+            )
         if details.get("name"):
             raise _NotFound
         raise ClusterRefused(
             f"cannot {what}: the API server does not know this kind; install the operator that "
-            "runs it (Kubeflow Trainer for TrainJob), or choose another placement.launcher"
+            "runs it (Kubeflow Trainer for TrainJob), or choose another placement.launcher",
+            status=status,
         )
-    if error.status == 409 and said.get("reason") == "AlreadyExists":
+    if status == 409 and said.get("reason") == "AlreadyExists":
         raise AlreadyExists
-    if error.status in (401, 403):
+    if status in (401, 403):
         raise ClusterRefused(
             f"cannot {what} in namespace {namespace}: {message}; give the step's service account "
-            "the launcher's Role, and check placement.namespace"
+            "the launcher's Role, and check placement.namespace",
+            status=status,
         )
-    if error.status not in AGAIN:
-        raise ClusterRefused(f"cannot {what}: the API server answers {error.status}: {message}")
-    return f"{error.status}: {message}"
+    if status not in AGAIN:
+        raise ClusterRefused(
+            f"cannot {what}: the API server answers {status}: {message}", status=status
+        )
+    return f"{status}: {message}"
 
 
 def _said(error: ApiException) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -169,6 +170,8 @@ def _run(args: argparse.Namespace) -> int:
         message = "is more than this one machine; set it to 1, or compile for a cluster"
         nodes = spec.pretrain.topology.num_nodes
         raise SpecError([Problem(path="pretrain.topology.num_nodes", value=nodes, message=message)])
+    if args.runner == "docker":  # containers outlive the command, unless it passes its end on
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     screen = console()
     live = screen.is_terminal
     run = run_locally(

@@ -19,6 +19,7 @@ from pipelines.placement import (
     launcher_of,
     place,
     place_on_cluster,
+    without_gpus,
 )
 from pipelines.spec import PipelineSpec
 
@@ -40,26 +41,52 @@ class _Places:
         return dsl.PipelineConfig(active_deadline_seconds=deadline)
 
     def put(
-        self, task: PipelineTask, *, stage: str, resources: Resources, trains: bool = False
+        self,
+        task: PipelineTask,
+        *,
+        stage: str,
+        resources: Resources,
+        follower: Resources | None = None,
+        trains: bool = False,
     ) -> None:
-        """Place a task; one that trains may only follow its training on other pods."""
-        placement, is_single = self.spec.placement, isinstance(self.launcher, Processes)
-        follows = trains and not is_single
-        own = FOLLOWER if follows else resources
+        """Place a task.
+
+        Args:
+            task: The step.
+            stage: Its name.
+            resources: From the spec.
+            follower: What it asks for itself where its ranks run on pods of their own, which get
+                the resources of the spec; None for a step without ranks.
+            trains: Whether its ranks train: then it does no more than follow them, and nodes
+                matter to them even without accelerators.
+        """
+        follower = FOLLOWER if trains else follower
+        following = None if isinstance(self.launcher, Processes) else follower
+        own = following or resources
         place(task, resources=own, image=self.spec.image, volume=self.volume)
         if self.on_cluster:
-            is_heavy = (trains and is_single) or own.num_gpus > 0
             place_on_cluster(
-                task, stage=stage, placement=placement, is_heavy=is_heavy, follows=follows
+                task,
+                stage=stage,
+                placement=self.spec.placement,
+                is_heavy=(trains and following is None) or own.num_gpus > 0,
+                follows=following is not None,
             )
 
     @property
     def launcher(self) -> Processes | TrainJob | PyTorchJob:
-        """What starts the ranks of a training; here always processes."""
+        """What starts the ranks of a stage; here always processes."""
         return self.spec.placement.launcher if self.on_cluster else Processes()
 
+    @property
+    def curator(self) -> Resources | None:
+        """What curation asks for itself while pods of their own embed for it; None if none do."""
+        if not self.spec.curate.embeds_on_ranks(on_cluster=self.on_cluster):
+            return None
+        return without_gpus(self.spec.resources.curate)
+
     def launch(self, resources: Resources) -> str:
-        """How a training starts its ranks, JSON."""
+        """How a stage starts its ranks, JSON."""
         if not self.on_cluster:
             return self.launcher.model_dump_json()
         return launcher_of(
@@ -96,8 +123,8 @@ def build(
         register_config: str = spec.registry.model_dump_json(),
     ) -> None:
         run = {"context": context, "kubeflow_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-        curated = curate(config=curate_config, **run)
-        places.put(curated, stage="curate", resources=resources.curate)
+        curated = curate(config=curate_config, launcher=places.launch(resources.curate), **run)
+        places.put(curated, stage="curate", resources=resources.curate, follower=places.curator)
         dataset = curated.outputs["dataset"]
         pretrained = pretrain(
             config=pretrain_config,

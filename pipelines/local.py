@@ -25,6 +25,7 @@ from components.runtime.lease import leased
 from components.runtime.manifests import digest_of
 from components.runtime.piles import fixed_part
 from components.runtime.places import SPOOL_VARIABLE, spool
+from components.runtime.processes import COMPUTING
 from components.runtime.storage import (
     delete,
     is_remote,
@@ -294,7 +295,7 @@ def _host_runner() -> local.SubprocessRunner:
     handler.SubprocessTaskHandler.validate_image = lambda *_: None
     handler.replace_python_executable = _with_this_python
     os.environ["DINOPIPE_DIE_WITH_PARENT"] = "1"
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning starves others on a busy machine
+    os.environ.update(COMPUTING | os.environ)
     return local.SubprocessRunner(use_venv=False)
 
 
@@ -335,6 +336,7 @@ def _docker_runner(spec: PipelineSpec, workdir: Path) -> local.DockerRunner:
         labels={WORKDIR_LABEL: str(workdir)},
         user=f"{os.getuid()}:{os.getgid()}",
         shm_size="1g",
+        init=True,  # a first process of its own drops signals until it handles them
         environment={"HOME": "/tmp", SPOOL_VARIABLE: str(spool()), **passed},
     )
 

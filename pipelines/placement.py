@@ -30,11 +30,18 @@ FOLLOWER = Resources(cpu="500m", memory="2Gi")
 """Of a step that follows a training on other pods."""
 
 
+def without_gpus(resources: Resources) -> Resources:
+    """Of a step whose ranks on other pods have the accelerators, and that works itself as well."""
+    return resources.model_copy(update={"num_gpus": 0})
+
+
 class StageResources(Frozen):
     """Resources of each stage."""
 
     curate: Resources = Resources()
-    """Of the stage that curates."""
+    """Of the stage that curates. Where it embeds on pods of its own (a cluster launcher and
+    curate.embedding_topology), each of those gets the same, and the stage's pod, which looks for
+    copies afterwards, all but the accelerators."""
     pretrain: Resources = Resources()
     """Of the stage that pretrains; of each node, where it trains on several."""
     finetune: Resources = Resources()
@@ -62,8 +69,9 @@ class Placement(PodPlacement):
     """Where a cluster runs the pipeline; without effect on this machine."""
 
     launcher: Launcher = Processes()
-    """How the ranks of a training are started: as `processes` of the stage's own pod, on pods of
-    their own by a `trainjob` of Kubeflow Trainer v2, or by a `pytorchjob` of the operator v1."""
+    """How the ranks of a training, or of curation's embedding, are started: as `processes` of the
+    stage's own pod, on pods of their own by a `trainjob` of Kubeflow Trainer v2, or by a
+    `pytorchjob` of the operator v1."""
     deadlines: Deadlines = Deadlines()
     """How long things may take."""
     retries: Retries = Retries()
@@ -186,11 +194,11 @@ def _expression(requirement: NodeRequirement | NodePreference) -> dict[str, obje
 def launcher_of(
     placement: Placement, *, resources: Resources, image: str, volume: Volume | None
 ) -> str:
-    """The parameter that tells a training stage how to start its ranks, JSON.
+    """The parameter that tells a stage how to start its ranks, JSON.
 
     Args:
         placement: From the spec.
-        resources: Of each pod of the training.
+        resources: Of each of their pods.
         image: Of the same pods.
         volume: Of the same pods; None where the work directory needs none.
     """

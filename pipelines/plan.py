@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from components.train.config import Topology, TrainStage
 from dinov2_core.config import TrainingConfig
-from dinov2_core.planning.step import StepCost, trace_step
+from dinov2_core.planning.step import StepCost
 from dinov2_core.training.student_teacher import StudentTeacher
+from pipelines.plan_cost import cost_and_time, peak_gib
 from pipelines.plan_hardware import GIB, Hardware, StepTime, step_time
+from pipelines.plan_proposals import Proposal, proposals, stage_of
 from pipelines.spec import PipelineSpec
 
 IMAGE_BYTES = 110_000
@@ -20,19 +21,6 @@ IMAGE_BYTES = 110_000
 STATE_BYTES = 16
 """Of a checkpoint per parameter: student, teacher and both moments, float32."""
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Proposal:
-    """A change of the spec that saves memory, computed by the same model."""
-
-    change: str
-    """Settings to write."""
-    peak_gib: float
-    """Of one rank, with what is reserved."""
-    step_seconds: float
-    """As the plan's."""
-    fits: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +65,7 @@ class StagePlan:
     read_gib: float
     """Images read over the whole stage."""
     proposals: tuple[Proposal, ...]
-    """What would fit; empty where the stage does."""
+    """What would make it fit; empty where the stage does, and where nothing tried would."""
     scaling: tuple[ScalingRow, ...]
 
     @property
@@ -97,23 +85,24 @@ def plan_stages(
         price_per_gpu_hour: Of one device, any currency.
         scales: Whether to work out other numbers of ranks.
     """
-    stages = {"pretrain": spec.pretrain_stage, "finetune": spec.finetune_stage}
     return tuple(
-        _plan(name, stage, hardware=hardware, price=price_per_gpu_hour, scales=scales)
-        for name, stage in stages.items()
+        _plan(name, spec, hardware=hardware, price=price_per_gpu_hour, scales=scales)
+        for name in ("pretrain", "finetune")
     )
 
 
 def _plan(
-    name: str, stage: TrainStage, *, hardware: Hardware, price: float, scales: bool
+    name: str, spec: PipelineSpec, *, hardware: Hardware, price: float, scales: bool
 ) -> StagePlan:
+    stage = stage_of(spec, name)
     learning, topology = stage.learning, stage.topology
     optimization, world = learning.optimization, topology.world_size
-    cost, step = _cost_and_time(stage, hardware)
+    cost, step = cost_and_time(stage, hardware)
     parameters = count_parameters(learning)
     checkpoint = sum(parameters.values()) * STATE_BYTES / GIB
     hours = step.total * optimization.num_steps * world / 3600
-    peak = _peak_gib(cost, hardware)
+    peak = peak_gib(cost, hardware)
+    fits = peak <= hardware.memory_gib
     return StagePlan(
         stage=name,
         ranks=world,
@@ -130,7 +119,7 @@ def _plan(
         checkpoint_gib=checkpoint,
         kept_gib=checkpoint * _num_kept(learning),
         read_gib=optimization.num_steps * optimization.global_batch_size * IMAGE_BYTES / GIB,
-        proposals=() if peak <= hardware.memory_gib else tuple(_proposals(stage, hardware)),
+        proposals=() if fits else proposals(spec, name, hardware),
         scaling=scaling(stage, hardware) if scales else (),
     )
 
@@ -167,9 +156,7 @@ def scaling(stage: TrainStage, hardware: Hardware) -> tuple[ScalingRow, ...]:
     ranks = [world for world in RANKS if _fits_batch(stage, world)]
     if not ranks:
         return ()
-    ends = {
-        world: _cost_and_time(_on(stage, world), hardware)[0] for world in (ranks[0], ranks[-1])
-    }
+    ends = {world: cost_and_time(_on(stage, world), hardware)[0] for world in (ranks[0], ranks[-1])}
     rows: list[ScalingRow] = []
     for world in ranks:
         cost = _between(ends, world=world)
@@ -182,7 +169,7 @@ def scaling(stage: TrainStage, hardware: Hardware) -> tuple[ScalingRow, ...]:
             ScalingRow(
                 ranks=world,
                 images_per_rank=stage.learning.optimization.global_batch_size // world,
-                peak_gib=_peak_gib(cost, hardware),
+                peak_gib=peak_gib(cost, hardware),
                 step=step,
                 efficiency=ideal / step.total,
                 gpu_hours=step.total * stage.learning.optimization.num_steps * world / 3600,
@@ -227,83 +214,6 @@ def _on(stage: TrainStage, world: int) -> TrainStage:
     replicas = max(1, world // shards) if old.num_replicas > 1 else 1
     topology = Topology(processes_per_node=1, num_nodes=world, num_replicas=replicas)
     return stage.model_copy(update={"topology": topology})
-
-
-def _proposals(stage: TrainStage, hardware: Hardware) -> Iterator[Proposal]:
-    """Changes of the spec, those that keep the ranks first, until two of them fit."""
-    learning, topology = stage.learning, stage.topology
-    images = learning.optimization.global_batch_size // topology.world_size
-    batches = [n for n in (2, 4, 8, 16, 32) if images % n == 0]
-    candidates = [
-        _changed(stage, activations="selective"),
-        _changed(stage, activations="full"),
-        *(_changed(stage, parts=n) for n in batches),
-        *(_changed(stage, activations="full", parts=n) for n in batches),
-    ]
-    if topology.num_replicas > 1:
-        whole = topology.model_copy(update={"num_replicas": 1})
-        candidates.insert(
-            0, ("topology.num_replicas: 1", stage.model_copy(update={"topology": whole}))
-        )
-    candidates += [
-        (
-            f"topology.num_nodes: {topology.num_nodes * n}",
-            stage.model_copy(
-                update={
-                    "topology": topology.model_copy(update={"num_nodes": topology.num_nodes * n})
-                }
-            ),
-        )
-        for n in (2, 4, 8)
-        if _fits_batch(stage, topology.world_size * n)
-    ]
-    num_fitting = 0
-    for change, candidate in candidates:
-        cost, step = _cost_and_time(candidate, hardware)
-        peak = _peak_gib(cost, hardware)
-        fits = peak <= hardware.memory_gib
-        yield Proposal(change=change, peak_gib=peak, step_seconds=step.total, fits=fits)
-        num_fitting += fits
-        if num_fitting == 2:
-            return
-
-
-def _changed(stage: TrainStage, *, activations: str = "", parts: int = 1) -> tuple[str, TrainStage]:
-    """A stage that recomputes more or accumulates longer, and how a spec says so."""
-    learning = stage.learning
-    settings = []
-    if activations:
-        execution = learning.execution.model_copy(update={"recomputes_activations": activations})
-        learning = learning.model_copy(update={"execution": execution})
-        settings.append(f"learning.execution.recomputes_activations: {activations}")
-    if parts > 1:
-        optimization = learning.optimization.model_copy(update={"accumulation_steps": parts})
-        learning = learning.model_copy(update={"optimization": optimization})
-        settings.append(f"learning.optimization.accumulation_steps: {parts}")
-    return ", ".join(settings), stage.model_copy(update={"learning": learning})
-
-
-def _cost_and_time(stage: TrainStage, hardware: Hardware) -> tuple[StepCost, StepTime]:
-    topology = stage.topology
-    cost = _traced(
-        stage.learning.model_dump_json(),
-        world_size=topology.world_size,
-        num_replicas=topology.num_replicas,
-        kind=hardware.kind,
-    )
-    time = step_time(
-        cost, hardware, world_size=topology.world_size, num_replicas=topology.num_replicas
-    )
-    return cost, time
-
-
-@functools.lru_cache(maxsize=64)
-def _traced(learning: str, **ranks: int | str) -> StepCost:
-    return trace_step(TrainingConfig.model_validate_json(learning), **ranks)  # type: ignore[arg-type]
-
-
-def _peak_gib(cost: StepCost, hardware: Hardware) -> float:
-    return cost.peak_bytes / GIB + hardware.reserved_gib
 
 
 def _num_kept(learning: TrainingConfig) -> int:

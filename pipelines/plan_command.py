@@ -31,7 +31,11 @@ def add_plan_command(commands: Any) -> None:
     plan.add_argument("--json", action="store_true", help="print the numbers as JSON only")
     plan.add_argument("-o", "--output", type=Path, help="directory to write what is deployed to")
     plan.add_argument("--against", help="directory of an earlier plan, or `cluster`")
-    plan.add_argument("--overlay", default="", help="kustomize overlay to render as well")
+    plan.add_argument(
+        "--overlay",
+        default="",
+        help="kustomize overlay to render as well: prod-gpu, or a directory",
+    )
     add_target_flags(plan)
     plan.set_defaults(command=_plan)
 
@@ -59,7 +63,7 @@ def _plan(args: argparse.Namespace) -> int:
     screen = console()
     screen.print(plan_table(plans, hardware=args.hardware, price=price))
     for plan in plans:
-        if plan.proposals:
+        if not plan.fits:
             screen.print(proposals_table(plan.proposals, stage=plan.stage))
         if plan.scaling:
             screen.print(scaling_table(plan.scaling, stage=plan.stage, memory_gib=plan.memory_gib))
@@ -72,6 +76,7 @@ def _changes(args: argparse.Namespace, spec: PipelineSpec) -> str | None:
     """Write what would be deployed and tell how it differs; None where neither was asked for."""
     from pipelines.plan_files import (
         PIPELINE,
+        built_manifests,
         deployed_on,
         differences,
         read_files,
@@ -81,11 +86,16 @@ def _changes(args: argparse.Namespace, spec: PipelineSpec) -> str | None:
 
     if args.output is None and args.against is None:
         return None
-    planned = render(spec, target_from(args, spec), overlay=args.overlay)
+    target = target_from(args, spec)
+    manifests = built_manifests(args.overlay) if args.overlay else []
+    planned = render(spec, target, manifests=manifests)
     if args.against == CLUSTER:
+        from pipelines.plan_cluster import compare_or_say_why  # loads the client of Kubernetes
+
         deployed = deployed_on(client_of(args), pipeline=f"dinopipe-{spec.name}")
-        planned_there = {PIPELINE: planned[PIPELINE]}
-        told = differences(deployed, planned_there)
+        changed = differences(deployed, {PIPELINE: planned[PIPELINE]})
+        objects = compare_or_say_why(spec, target, manifests=manifests)
+        told = "\n".join([changed or f"{PIPELINE} is as deployed", objects])
     else:
         directory = Path(args.against) if args.against else args.output
         if args.against and not directory.is_dir():

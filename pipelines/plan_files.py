@@ -7,17 +7,14 @@ import json
 import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from components.train.cluster_job import rendered
-from components.train.config import TrainStage
-from k8s.launchers import Processes, read_launch
-from k8s.training import Training
-from pipelines.placement import launcher_of
+from k8s.difference import without_secrets
+from pipelines.plan_jobs import PHASES, planned_job
 from pipelines.spec import PipelineSpec
 from pipelines.submit import Target, compile_for, named
 
@@ -26,65 +23,55 @@ if TYPE_CHECKING:
 
 OVERLAYS = Path(__file__).parents[1] / "k8s" / "overlays"
 PIPELINE = "pipeline.yaml"
-RUN = "RUN"
-"""Stands for the identity that a run gets from Kubeflow."""
+KUSTOMIZATION = "kustomization.yaml"
+
+Object = dict[str, Any]
+Files = dict[str, str]
 
 
-def render(spec: PipelineSpec, target: Target, *, overlay: str = "") -> dict[str, str]:
+def render(spec: PipelineSpec, target: Target, *, manifests: Sequence[Object] = ()) -> Files:
     """Everything that the cluster would be given, text by file name.
 
     Args:
         spec: Checked spec.
         target: Where on the cluster it works.
-        overlay: Folder of kustomize manifests, such as `prod-gpu`; empty leaves them out.
+        manifests: What kustomize builds; may be empty.
 
     Raises:
-        ValueError: There is no such overlay, or kubectl is missing.
+        ValueError: The spec's tracking server cannot be named in a manifest, or is none.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / PIPELINE
         compile_for(spec, target, path=path)
         files = {path.name: path.read_text(encoding="utf-8")}
-    stages = {"pretrain": spec.pretrain_stage, "finetune": spec.finetune_stage}
-    for name, stage in stages.items():
-        files.update(_job(name, stage, spec=spec, target=target))
-    if overlay:
-        files["manifests.yaml"] = _kustomized(overlay)
+    for phase in PHASES:
+        planned = planned_job(phase, spec, target)
+        if planned is not None:
+            kind, manifest = planned
+            files[f"{phase}-{kind.plural}.yaml"] = yaml.safe_dump(manifest, sort_keys=False)
+    if manifests:
+        files["manifests.yaml"] = yaml.safe_dump_all(manifests, sort_keys=False)
     return files
 
 
-def _job(name: str, stage: TrainStage, *, spec: PipelineSpec, target: Target) -> dict[str, str]:
-    """The job that a training stage's launcher will create; none where it starts processes."""
-    text = launcher_of(
-        spec.placement,
-        resources=getattr(spec.resources, name),
-        image=spec.image,
-        volume=target.volume,
-    )
-    launch = read_launch(text)
-    if isinstance(launch, Processes):
-        return {}
-    training = Training(
-        run_id=RUN,
-        run_name=spec.name,
-        stage=name,
-        command=("python3", "-m", "components.train.agent", f"{target.workdir}/{RUN}/job.json"),
-        num_nodes=stage.topology.num_nodes,
-        processes_per_node=stage.topology.processes_per_node,
-        environment={"OMP_NUM_THREADS": str(stage.topology.threads_per_process)},
-        passing_environment={},
-        content_sha256="0" * 64,
-        pods=launch.pods,
-    )
-    kind, manifest = rendered(launch, training=training)
-    return {f"{name}-{kind.plural}.yaml": yaml.safe_dump(manifest, sort_keys=False)}
+def built_manifests(overlay: str) -> list[Object]:
+    """What kustomize builds of an overlay; Secrets keep their keys, not their values.
 
+    Args:
+        overlay: One that we ship, such as `prod-gpu`, or a directory with a kustomization.yaml.
 
-def _kustomized(overlay: str) -> str:
-    folder = OVERLAYS / overlay
-    if not (folder / "kustomization.yaml").is_file():
+    Raises:
+        ValueError: There is no such overlay, kustomize refuses it, or kubectl is missing.
+    """
+    folder = Path(overlay)
+    if not (folder / KUSTOMIZATION).is_file():
+        folder = OVERLAYS / overlay
+    if not (folder / KUSTOMIZATION).is_file():
         known = ", ".join(sorted(path.name for path in OVERLAYS.iterdir()))
-        raise ValueError(f"--overlay {overlay} does not exist; choose one of {known}")
+        raise ValueError(
+            f"--overlay {overlay} does not exist; choose one of {known}, or a directory with a "
+            f"{KUSTOMIZATION}"
+        )
     try:
         done = subprocess.run(
             ["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True
@@ -92,8 +79,8 @@ def _kustomized(overlay: str) -> str:
     except FileNotFoundError as error:
         raise ValueError("--overlay needs kubectl; install it, or leave the flag out") from error
     except subprocess.CalledProcessError as error:
-        raise ValueError(f"kustomize refuses {folder.name}: {error.stderr.strip()}") from error
-    return done.stdout
+        raise ValueError(f"kustomize refuses {folder}: {error.stderr.strip()}") from error
+    return [without_secrets(item) for item in yaml.safe_load_all(done.stdout) if item]
 
 
 def write_files(files: Mapping[str, str], directory: Path) -> None:
@@ -157,8 +144,6 @@ def _opened(value: object) -> object:
 
 def deployed_on(client: kfp.Client, *, pipeline: str) -> dict[str, str]:
     """The newest version of a pipeline on the server, as a file; none where there is none.
-
-    Jobs live no longer than their run, and what kustomize gives is compared by `kubectl diff`.
 
     Args:
         client: Any client.

@@ -39,17 +39,17 @@ class Hardware(Frozen):
     tflops: Peaks
     """Peaks of matrix products."""
     compute_fraction: float = Field(gt=0, le=1)
-    """Share of the peak that matrix products reach."""
+    """Share of the peak that matrix products are counted with."""
     memory_gigabytes_per_second: float = Field(gt=0)
     """Peak of the device's memory."""
     memory_fraction: float = Field(gt=0, le=1)
-    """Share of that peak that elementwise operations reach."""
+    """Share of that peak that all other operations are counted with."""
     devices_per_node: int = Field(ge=1)
     """Ranks that share the fast network."""
     intra_node_gigabytes_per_second: float = Field(gt=0)
     """Per device and direction, as a ring reaches it inside a node."""
     inter_node_gigabytes_per_second: float = Field(gt=0)
-    """Per device and direction between nodes."""
+    """Per device and direction between nodes, through its own network card."""
     latency_microseconds: float = Field(ge=0)
     """Of one hop of a collective; a collective takes log2 of the ranks of them."""
     overlap: float = Field(ge=0, le=1)
@@ -106,10 +106,10 @@ def step_time(
 ) -> StepTime:
     """Time of a step: computing, then elementwise work, then communication that is left over.
 
-    Rings move (n - 1) / n of a gathered or scattered tensor through the slowest link of the n
-    ranks that hold a replica, and twice as much of a reduced one over all ranks. Gathers and
-    scatters hide behind computing as far as `overlap` says; reductions, whose result is waited
-    for, do not.
+    Gathers and scatters among n ranks move (n - 1) / n of a tensor over a ring; between nodes there
+    are as many rings as a node has devices, each through another network card. Reductions over all
+    ranks move twice as much and are counted with one card. Gathers and scatters hide behind
+    computing as far as `overlap` says; reductions, whose result is waited for, do not.
     """
     rate = {"bfloat16": hardware.tflops.bfloat16, "float32": hardware.tflops.float32}
     compute = sum(
@@ -120,24 +120,35 @@ def step_time(
         hardware.memory_gigabytes_per_second * 1e9 * hardware.memory_fraction
     )
     shards = world_size // num_replicas
+    shards = world_size // num_replicas
+    rings = hardware.devices_per_node
     hidden = sum(
-        _collective(cost, kind, hardware, ranks=shards) for kind in ("all_gather", "reduce_scatter")
+        _collective(cost, kind, hardware, ranks=shards, num_cards=rings)
+        for kind in ("all_gather", "reduce_scatter")
     )
-    reduced = 2 * _collective(cost, "all_reduce", hardware, ranks=world_size)
+    reduced = 2 * _collective(cost, "all_reduce", hardware, ranks=world_size, num_cards=1)
     exposed = max(0.0, hidden - hardware.overlap * (compute + memory)) + reduced
     return StepTime(compute=compute, memory=memory, communication=hidden + reduced, exposed=exposed)
 
 
-def _collective(cost: StepCost, kind: str, hardware: Hardware, *, ranks: int) -> float:
+def _collective(
+    cost: StepCost, kind: str, hardware: Hardware, *, ranks: int, num_cards: int
+) -> float:
+    """Seconds of all collectives of a kind.
+
+    Args:
+        cost: Of the step.
+        kind: Such as `all_gather`.
+        hardware: What it runs on.
+        ranks: That take part.
+        num_cards: Of each node that are busy at once, where there are several nodes.
+    """
     if ranks == 1:
         return 0.0
-    is_inside = ranks <= hardware.devices_per_node
-    bandwidth = (
-        hardware.intra_node_gigabytes_per_second
-        if is_inside
-        else hardware.inter_node_gigabytes_per_second
-    )
-    sent = cost.sent_bytes.get(kind, 0) * (ranks - 1) / ranks / (bandwidth * 1e9)
+    speed = hardware.intra_node_gigabytes_per_second
+    if ranks > hardware.devices_per_node:
+        speed = min(speed, num_cards * hardware.inter_node_gigabytes_per_second)
+    sent = cost.sent_bytes.get(kind, 0) * (ranks - 1) / ranks / (speed * 1e9)
     return sent + cost.calls.get(kind, 0) * hardware.latency_microseconds * 1e-6 * math.log2(ranks)
 
 

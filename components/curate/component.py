@@ -9,6 +9,7 @@ COMMAND = ["python3", "-m", "components.curate"]
 def curate(
     config: str,
     context: str,
+    launcher: str,
     kubeflow_run: str,
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
@@ -18,6 +19,7 @@ def curate(
     Args:
         config: Settings of the stage as JSON.
         context: Work directory, run identity and tracking as JSON.
+        launcher: How ranks that embed are started, as JSON.
         kubeflow_run: Identity of the Kubeflow run, for a context without one.
         dataset: Manifest of the shards and of the table of all images.
         metrics: Counts.
@@ -30,6 +32,8 @@ def curate(
             config,
             "--context",
             context,
+            "--launcher",
+            launcher,
             "--kubeflow-run",
             kubeflow_run,
             "--output",

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from components.ranks.config import Topology
 from dinov2_core.config import Frozen
 
 
@@ -129,6 +130,9 @@ class CurateSettings(Frozen):
     """Images with a shorter side are set aside."""
     embedding: Embedding = PixelEmbedding()
     """How images are compared."""
+    embedding_topology: Topology | None = None
+    """Processes that look at the images and embed them, each some blocks of the pile. When null,
+    or for a single process on this machine, the stage does it by itself; the result is the same."""
     verification: Verification = RegistrationDecides()
     """Who has the last word on whether two images are copies."""
     seed_retrieval: SeedRetrieval | None = None
@@ -136,7 +140,27 @@ class CurateSettings(Frozen):
     shard_size_bytes: int = Field(256 * 2**20, ge=2**16)
     """Size at which a shard is closed."""
     num_threads: int = Field(2, ge=1)
-    """Files looked at at the same time."""
+    """Files looked at at the same time by the stage itself."""
+
+    def embeds_on_ranks(self, *, on_cluster: bool) -> bool:
+        """Whether other processes than the stage's own embed.
+
+        Args:
+            on_cluster: Whether they would have pods of their own; then a network gets one even
+                for a single process, so that the stage itself needs no GPU.
+        """
+        topology, is_network = self.embedding_topology, self.embedding.kind != "pixels"
+        return topology is not None and (topology.world_size > 1 or (on_cluster and is_network))
+
+    @model_validator(mode="after")
+    def _ranks_hold_whole_networks(self) -> Self:
+        replicas = self.embedding_topology.num_replicas if self.embedding_topology else 1
+        if replicas > 1:
+            raise ValueError(
+                f"embedding_topology.num_replicas {replicas} has no effect: every rank that embeds "
+                "holds the whole network; leave it out"
+            )
+        return self
 
 
 class CurateStage(Frozen):

@@ -10,23 +10,22 @@ from typing import assert_never
 
 import pyarrow as pa
 import pyarrow.parquet as parquet
-import torch
 
 from components.curate.config import (
     CurateSettings,
     CurateStage,
-    Embedding,
     EmbeddingDecides,
-    PixelEmbedding,
     Planted,
     RegistrationDecides,
-    TimmEmbedding,
-    TorchScriptEmbedding,
 )
+from components.curate.embedder import check_gpus
+from components.curate.job import LOOKS, Role
 from components.curate.pile import StoredImages
+from components.curate.seeing import seen_by_ranks, seen_here
+from components.ranks.launcher import add_launcher_flag, check_launch
 from components.runtime.manifests import AuditReport, DatasetManifest, digest_of, digest_of_file
 from components.runtime.stage import Stage, Workplace, run_stage, stage_parser
-from components.runtime.storage import exists, joined
+from components.runtime.storage import delete, delete_there, exists, is_remote, joined
 from dinov2_core.curation.auditing import audit
 from dinov2_core.curation.curate import (
     Curation,
@@ -35,16 +34,11 @@ from dinov2_core.curation.curate import (
     Registration,
     curate,
 )
-from dinov2_core.curation.embedding import (
-    Embedder,
-    PixelEmbedder,
-    timm_embedder,
-    torchscript_embedder,
-)
 from dinov2_core.curation.manifest import write_table
 from dinov2_core.curation.planting import PlantCounts, plant_defects
-from dinov2_core.curation.sources import FolderImages, ImageFiles
+from dinov2_core.curation.sources import ImageFiles
 from dinov2_core.data.shards import INDEX_NAME, ShardWriter
+from k8s.launchers import ClusterLaunch, Processes, read_launch
 
 TINY_SHARE = 5
 """Of the planted corrupt files, every fifth is a 1 x 1 image."""
@@ -54,13 +48,16 @@ PILE = "pile"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; its flags are those of the component."""
-    args = stage_parser("Curate a pile of images.").parse_args(argv)
-    return run_stage("curate", args=args, prepare=_stage)
+    parser = stage_parser("Curate a pile of images.")
+    add_launcher_flag(parser)
+    return run_stage("curate", args=parser.parse_args(argv), prepare=_stage)
 
 
 def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
     config = CurateStage.model_validate_json(args.config)
     settings, planted = config.settings, config.images.planted
+    launch = read_launch(args.launcher)
+    _check_launch(launch, settings=settings)
     pile = StoredImages([config.images.uri])
     if not len(pile):
         raise ValueError(
@@ -69,11 +66,13 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
         )
     evaluation = StoredImages(config.evaluation_images)
     seeds = StoredImages([settings.seed_retrieval.uri]) if settings.seed_retrieval else None
+    sets: dict[Role, StoredImages] = {"pile": pile, "evaluation": evaluation}
+    sets |= {"seeds": seeds} if seeds is not None else {}
     threads = settings.num_threads
     weights = settings.embedding.weights_file
 
     def work(place: Workplace) -> DatasetManifest:
-        return _curate(config, pile, evaluation, seeds, place)
+        return _curate(config, sets, place=place, launch=launch)
 
     return Stage(
         manifest_type=DatasetManifest,
@@ -85,6 +84,7 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
                     "seed_retrieval": {"uri"},
                     "embedding": {"weights", "path"},
                     "num_threads": True,
+                    "embedding_topology": True,
                 },
             ),
             "embedder": digest_of_file(Path(weights)) if weights else None,
@@ -101,24 +101,41 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
     )
 
 
+def _check_launch(launch: Processes | ClusterLaunch, *, settings: CurateSettings) -> None:
+    """Refuse ranks that cannot be started here.
+
+    Raises:
+        ValueError: Too many nodes for the launcher, or too many ranks for the GPUs of each.
+    """
+    topology = settings.embedding_topology
+    if topology is None:
+        return
+    check_launch(launch, topology=topology, name="curate.embedding_topology")
+    if isinstance(launch, Processes):
+        check_gpus(settings.embedding, num_processes=topology.processes_per_node)
+
+
 def _curate(
     config: CurateStage,
-    pile: ImageFiles,
-    evaluation: ImageFiles,
-    seeds: ImageFiles | None,
+    sets: dict[Role, StoredImages],
+    *,
     place: Workplace,
+    launch: Processes | ClusterLaunch,
 ) -> DatasetManifest:
     directory, settings = place.directory, config.settings
     truth = directory / "truth.parquet"
     planted = config.images.planted
     if planted is not None:
-        place.report("planting defects", 0, len(pile))
-        pile = _planted_pile(planted, pile, evaluation, directory=directory, truth=truth)
+        sets = sets | {"pile": _planted_pile(planted, sets, place=place, truth=truth)}
+    if settings.embeds_on_ranks(on_cluster=not isinstance(launch, Processes)):
+        seen = seen_by_ranks(sets, settings=settings, place=place, launch=launch)
+    else:
+        seen = seen_here(sets, settings=settings, report=place.report)
+    pile = sets["pile"]
     curation = curate(
-        pile,
-        evaluation=evaluation,
-        seeds=seeds,
-        embedder=_embedder(settings.embedding),
+        seen["pile"],
+        evaluation=seen["evaluation"],
+        seeds=seen.get("seeds"),
         settings=_core_settings(settings),
         progress=place.report,
     )
@@ -154,19 +171,28 @@ def _curate(
     place.run.log_dataset(
         name="curated", uri=manifest.uri, digest=manifest.sha256, context="pretraining"
     )
+    delete(place.uri(directory / LOOKS))
+    if is_remote(manifest.uri):
+        delete_there(place.uri(directory / PILE))
     return manifest
 
 
 def _planted_pile(
-    planted: Planted, clean: ImageFiles, evaluation: ImageFiles, *, directory: Path, truth: Path
-) -> ImageFiles:
-    """A folder with the clean pile and the defects; the truth lies beside it."""
-    folder = directory / PILE
+    planted: Planted, sets: dict[Role, StoredImages], *, place: Workplace, truth: Path
+) -> StoredImages:
+    """The clean pile and the defects in a folder; the truth, written last, lies beside it.
+
+    A finished one stays as it is: ranks of an earlier attempt may be reading it.
+    """
+    folder = place.directory / PILE
+    if truth.exists() and folder.is_dir():
+        return StoredImages([str(folder)])
+    place.report("planting defects", 0, len(sets["pile"]))
     shutil.rmtree(folder, ignore_errors=True)
     tiny = planted.corrupt // TINY_SHARE
     plant_defects(
-        clean,
-        evaluation,
+        sets["pile"],
+        sets["evaluation"],
         counts=PlantCounts(
             exact=planted.exact_copies,
             near=planted.near_copies,
@@ -178,28 +204,7 @@ def _planted_pile(
         truth_path=truth,
         seed=planted.seed,
     )
-    return FolderImages(folder)
-
-
-def _embedder(embedding: Embedding) -> Embedder:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    match embedding:
-        case PixelEmbedding():
-            return PixelEmbedder()
-        case TimmEmbedding():
-            weights = Path(embedding.weights) if embedding.weights else None
-            return timm_embedder(
-                embedding.name,
-                weights=weights,
-                image_size_pixels=embedding.size_pixels,
-                device=device,
-            )
-        case TorchScriptEmbedding():
-            return torchscript_embedder(
-                Path(embedding.path), image_size_pixels=embedding.size_pixels, device=device
-            )
-        case _:
-            assert_never(embedding)
+    return StoredImages([str(folder)])
 
 
 def _core_settings(settings: CurateSettings) -> CurationSettings:
@@ -224,9 +229,7 @@ def _core_settings(settings: CurateSettings) -> CurationSettings:
     seeds = settings.seed_retrieval
     return CurationSettings(
         verification=verification,
-        min_side_pixels=settings.min_side_pixels,
         seed_neighbours=seeds.num_neighbours if seeds else 1,
-        num_threads=settings.num_threads,
     )
 
 

@@ -21,9 +21,13 @@ class StoredImages:
     def __init__(self, places: Sequence[str]) -> None:
         """List the places.
 
+        Args:
+            places: Folders, glob patterns, Parquet files or s3:// prefixes.
+
         Raises:
             StorageError: A place does not exist or cannot be listed.
         """
+        self.places = tuple(places)
         self._sources: list[ObjectSource] = [open_source(place) for place in places]
         self._items: list[list[StoredObject]] = [source.objects() for source in self._sources]
         self._ends = list(accumulate(len(items) for items in self._items))

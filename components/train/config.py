@@ -7,6 +7,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from components.ranks.config import Topology as Topology
 from dinov2_core.config import Frozen, TrainingConfig
 
 WEIGHT_SOURCES = {
@@ -21,37 +22,6 @@ WEIGHT_SOURCES = {
 def is_weights_file(source: str) -> bool:
     """Whether starting weights are named by a path on this machine."""
     return bool(source) and not source.startswith(("s3://", "timm:", "models:/"))
-
-
-class Topology(Frozen):
-    """Processes that train together; each holds a shard of the model (FSDP)."""
-
-    num_nodes: int = Field(1, ge=1)
-    """Machines or pods."""
-    processes_per_node: int = Field(1, ge=1)
-    """Ranks on each, one per GPU where there are GPUs."""
-    num_replicas: int = Field(1, ge=1)
-    """Copies of the model; each is split over world_size / num_replicas neighbouring ranks. More
-    than 1 keeps the gathering of parameters inside a node (hybrid sharding)."""
-    threads_per_process: int = Field(2, ge=1)
-    """CPU threads of each rank for arithmetic."""
-    loader_threads: int = Field(2, ge=1)
-    """Threads of each rank that decode and crop images."""
-
-    @property
-    def world_size(self) -> int:
-        """Ranks in all."""
-        return self.num_nodes * self.processes_per_node
-
-    @model_validator(mode="after")
-    def _replicas_divide_world(self) -> Self:
-        if self.world_size % self.num_replicas:
-            raise ValueError(
-                f"num_replicas {self.num_replicas} does not divide {self.world_size} ranks "
-                f"(num_nodes {self.num_nodes} x processes_per_node {self.processes_per_node}); "
-                f"choose a divisor of {self.world_size}"
-            )
-        return self
 
 
 class Probe(Frozen):

@@ -1,30 +1,19 @@
-"""What the launcher tells the ranks, and what they tell it: small JSON files in one place."""
+"""What the launcher tells the ranks of a training, and what they leave."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections import deque
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from components.runtime.context import RunContext
-from components.runtime.storage import (
-    delete,
-    is_remote,
-    joined,
-    local_path,
-    names,
-    read_text,
-    write_text,
-)
+from components.ranks.config import Topology
+from components.ranks.job import RESULT, RanksJob
+from components.runtime.storage import joined, local_path, read_text, write_text
 from components.train.config import TrainStage
 from dinov2_core.config import Frozen
-
-PREEMPTED = 75
-"""Exit code (EX_TEMPFAIL): stopped by SIGTERM with a checkpoint written; start again to go on."""
 
 CHECKPOINTS = "checkpoints"
 """Name of their directory in that of the stage."""
@@ -32,59 +21,40 @@ CHECKPOINTS = "checkpoints"
 Phase = Literal["pretrain", "finetune"]
 
 
-class Job(Frozen):
-    """Everything that a rank needs."""
+class Job(RanksJob):
+    """Everything that a rank of a training needs."""
+
+    worker: ClassVar[str] = "components.train.worker"
+    work: ClassVar[str] = "training"
 
     phase: Phase
     """Stage that trains."""
     stage: TrainStage
     """What is learned and where."""
-    context: RunContext
-    """Of the pipeline run."""
-    directory: str
-    """Place of the stage: a directory that all nodes share, or an s3:// URI."""
     shards: str
     """Place of the images."""
     starting_weights: str = ""
     """Place of a teacher's file to start from; empty starts from random weights."""
-    mlflow_run_id: str
-    """Run that rank 0 logs to."""
 
     @property
-    def root(self) -> Path:
-        """Directory of the stage on this node."""
-        return local_path(self.directory)
+    def topology(self) -> Topology:
+        """How many ranks train, and where."""
+        return self.stage.topology
 
-    @property
-    def uri(self) -> str:
-        """Place of the file that holds this job, which the ranks are started with."""
-        return joined(self.directory, "job.json")
+    def is_finished(self) -> bool:
+        """Whether all steps were taken and the teacher was exported."""
+        result = read_result(self)
+        return result is not None and result.is_finished
+
+    def how_far(self) -> str:
+        """The last step, which has a checkpoint."""
+        result = read_result(self)
+        return f"after step {result.step}, with a checkpoint" if result else "before any step"
 
     @property
     def images(self) -> Path:
         """Directory of the images on this node, once they were fetched."""
         return local_path(self.shards)
-
-    @property
-    def progress(self) -> Path:
-        """File of the phase's progress."""
-        return self.context.progress_directory / f"{self.phase}.json"
-
-    @property
-    def result(self) -> str:
-        """Place of what rank 0 leaves."""
-        return joined(self.directory, "result.json")
-
-    @property
-    def failures(self) -> str:
-        """Place of what ranks that fail leave."""
-        return joined(self.directory, "failures")
-
-    def place_of(self, path: Path) -> str:
-        """Where, for all nodes, a file below the directory is."""
-        if not is_remote(self.directory):
-            return str(path)
-        return joined(self.directory, path.relative_to(self.root).as_posix())
 
     @property
     def checkpoints(self) -> Path:
@@ -137,19 +107,6 @@ class Result(Frozen):
     """Digest of the exported teacher; empty unless finished."""
 
 
-class Failure(Frozen):
-    """Why a rank ended, for the launcher to tell."""
-
-    rank: int = Field(ge=0)
-    """Who failed."""
-    time: float
-    """When, seconds since 1970: the first failure is the cause, others follow from it."""
-    message: str
-    """For a person."""
-    can_be_fixed: bool
-    """Whether it says what to put right (a ValueError, a loss that is not finite)."""
-
-
 def places_to_look_at(job: Job) -> dict[Path, str]:
     """What the main rank keeps on its node for people to look at, and where all nodes see it."""
     kept = (job.metrics, job.health, job.starting_report, job.trace)
@@ -158,47 +115,15 @@ def places_to_look_at(job: Job) -> dict[Path, str]:
     }
 
 
-def write_job(job: Job) -> None:
-    """Leave a job where its ranks look for it."""
-    write_text(job.uri, job.model_dump_json(indent=2) + "\n")
-
-
-def read_job(uri: str) -> Job:
-    """The job of a file.
-
-    Raises:
-        ValueError: There is none.
-        StorageError: The store does not answer.
-    """
-    text = read_text(uri)
-    if text is None:
-        raise ValueError(f"job {uri} does not exist; the launcher writes it before it starts ranks")
-    return Job.model_validate_json(text)
-
-
 def write_result(job: Job, result: Result) -> None:
     """Leave the result."""
-    write_text(job.result, result.model_dump_json(indent=2) + "\n")
+    write_text(joined(job.directory, RESULT), result.model_dump_json(indent=2) + "\n")
 
 
 def read_result(job: Job) -> Result | None:
     """What rank 0 left; None before that."""
-    text = read_text(job.result)
+    text = read_text(joined(job.directory, RESULT))
     return None if text is None else Result.model_validate_json(text)
-
-
-def write_failure(job: Job, *, rank: int, error: BaseException, can_be_fixed: bool) -> None:
-    """Leave the reason of a failure."""
-    message = str(error) if can_be_fixed else f"{type(error).__name__}: {error}"
-    failure = Failure(rank=rank, time=time.time(), message=message, can_be_fixed=can_be_fixed)
-    write_text(joined(job.failures, f"rank_{rank}.json"), failure.model_dump_json())
-
-
-def first_failure(job: Job) -> Failure | None:
-    """The failure to tell: one that can be fixed, else the earliest."""
-    texts = [read_text(joined(job.failures, name)) for name in names(job.failures)]
-    failures = [Failure.model_validate_json(text) for text in texts if text is not None]
-    return min(failures, key=lambda f: (not f.can_be_fixed, f.time), default=None)
 
 
 def last_rows(metrics: Path, count: int) -> list[dict[str, float]]:
@@ -206,9 +131,3 @@ def last_rows(metrics: Path, count: int) -> list[dict[str, float]]:
     with metrics.open(encoding="utf-8") as file:
         lines = deque(file, maxlen=count)
     return [json.loads(line)[1] for line in lines]
-
-
-def forget_outcome(job: Job) -> None:
-    """Remove result and failures of an earlier attempt."""
-    delete(job.result)
-    delete(job.failures)

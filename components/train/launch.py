@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from components.ranks.launcher import add_launcher_flag, check_launch, run_job
 from components.runtime.context import RunContext
 from components.runtime.manifests import (
     CheckpointManifest,
@@ -17,6 +18,7 @@ from components.runtime.manifests import (
 )
 from components.runtime.stage import (
     Stage,
+    StageFailed,
     Workplace,
     context_of,
     run_stage,
@@ -24,8 +26,7 @@ from components.runtime.stage import (
 )
 from components.runtime.storage import exists, fetch, send
 from components.train.config import TrainStage
-from components.train.job import CHECKPOINTS, Job, Phase
-from components.train.launcher import check_launch, train
+from components.train.job import CHECKPOINTS, Job, Phase, read_result
 from k8s.launchers import ClusterLaunch, Processes, read_launch
 
 logger = logging.getLogger(__name__)
@@ -36,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = stage_parser("Train student and teacher.", "dataset")
     parser.add_argument("--phase", required=True, choices=get_args(Phase), help="stage")
     parser.add_argument("--pretrained", type=Path, help="manifest: pretrained, to start from")
-    parser.add_argument(
-        "--launcher", default='{"kind":"processes"}', help="how the ranks are started, JSON"
-    )
+    add_launcher_flag(parser)
     args = parser.parse_args(argv)
     _check_phase(args, parser)
     return run_stage(args.phase, args=args, prepare=_prepare)
@@ -70,7 +69,7 @@ def _stage(
     launch: Processes | ClusterLaunch,
 ) -> Stage[CheckpointManifest]:
     """The work of a phase and what identifies it."""
-    check_launch(launch, stage=config)
+    check_launch(launch, topology=config.topology)
     _check(config, dataset=dataset)
     weights = starting_weights(config, pretrained=pretrained, context=context)
     learning = config.learning.model_dump(
@@ -173,7 +172,10 @@ def _train(
         name=dataset.kind, uri=dataset.shards_uri, digest=dataset.sha256, context="training"
     )
     place.report("starting", 0, config.learning.optimization.num_steps, unit="step")
-    result = train(job, launch=launch, lock=place.lock, report=place.report)
+    run_job(job, launch=launch, lock=place.lock, report=place.report)
+    result = read_result(job)
+    if result is None:
+        raise StageFailed(f"the result of {job.directory} was removed meanwhile; start again")
     learning = config.learning
     return CheckpointManifest(
         uri=place.uri(job.teacher),

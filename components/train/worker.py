@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from statistics import fmean
 
 import torch
 
-from components.runtime.logging import set_up_logging
+from components.ranks.rank import run_rank
 from components.runtime.manifests import write_atomically
-from components.runtime.processes import die_with_parent
 from components.runtime.progress import Reporter
-from components.runtime.storage import (
-    StorageError,
-    StoreUnreachable,
-    fetch,
-    fetch_if_newer,
-    local_path,
-    send,
-    write_text,
-)
+from components.runtime.storage import fetch, fetch_if_newer, local_path, send, write_text
 from components.train.checkpoint_mirror import mirror_of
-from components.train.job import (
-    CHECKPOINTS,
-    PREEMPTED,
-    Job,
-    Result,
-    last_rows,
-    read_job,
-    write_failure,
-    write_result,
-)
+from components.train.job import CHECKPOINTS, Job, Result, last_rows, write_result
 from components.train.observation import Collapsed, Observer
 from dinov2_core.data.decoding import UnreadableImage
 from dinov2_core.distributed.mesh import Ranks, process_group
@@ -52,31 +31,21 @@ MEAN_STEPS = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; exit codes are 0 finished, 75 stopped by SIGTERM with a checkpoint, 2 wrong input."""
-    parser = argparse.ArgumentParser(description="One rank of a training.")
-    parser.add_argument("job", help="job file that the launcher wrote: a path or an s3:// URI")
-    args = parser.parse_args(argv)
-    die_with_parent()
-    set_up_logging()
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: stop.set())
-    job = read_job(args.job)
+    return run_rank(
+        argv, kind=Job, work=_train, wrong_input=(NonFiniteLoss, Collapsed, UnreadableImage)
+    )
+
+
+def _train(job: Job, stop: threading.Event) -> bool:
     try:
-        return _train(job, stop=stop)
-    except StoreUnreachable as error:  # of no input's making: worth another attempt
-        _tell(job, error, can_be_fixed=False)
-        raise
-    except (ValueError, NonFiniteLoss, Collapsed, UnreadableImage) as error:
-        if isinstance(error, NonFiniteLoss):
-            text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"
-            write_text(job.place_of(job.diagnosis), text)
-        _tell(job, error, can_be_fixed=True)
-        return 2
-    except Exception as error:
-        _tell(job, error, can_be_fixed=False)
+        return _take_steps(job, stop)
+    except NonFiniteLoss as error:
+        text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"
+        write_text(job.place_of(job.diagnosis), text)
         raise
 
 
-def _train(job: Job, *, stop: threading.Event) -> int:
+def _take_steps(job: Job, stop: threading.Event) -> bool:
     torch.set_num_threads(job.stage.topology.threads_per_process)
     _fetch_inputs(job)
     with process_group(num_replicas=job.stage.topology.num_replicas) as ranks:
@@ -100,7 +69,7 @@ def _train(job: Job, *, stop: threading.Event) -> int:
         if ranks.is_main_rank:
             send(job.root, job.directory, leaving_out=[CHECKPOINTS])
             write_result(job, _result(job, run=run, sha256=sha256))
-        return 0 if run.is_finished else PREEMPTED
+        return run.is_finished
 
 
 def _fetch_inputs(job: Job) -> None:
@@ -152,12 +121,6 @@ def _result(job: Job, *, run: TrainingRun, sha256: str) -> Result:
         images_per_second=fmean(row["speed/images_per_second"] for row in rows) if rows else 0.0,
         teacher_sha256=sha256,
     )
-
-
-def _tell(job: Job, error: Exception, *, can_be_fixed: bool) -> None:
-    rank = int(os.environ.get("RANK", "0"))
-    with suppress(StorageError):  # what went wrong is told by the log as well
-        write_failure(job, rank=rank, error=error, can_be_fixed=can_be_fixed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One pass over pile and evaluation set: what every file is, and every distinct picture once."""
+"""What was seen of pile and evaluation set: every file, and every distinct picture once."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
-from PIL import Image
 
-from dinov2_core.curation.embedding import Embedder
-from dinov2_core.curation.registration import THUMBNAIL_SIDE, thumbnail
-from dinov2_core.curation.scanning import Refusal, ScannedImage, scan
-from dinov2_core.curation.sources import ImageFiles, Progress
-
-_EMBED_IMAGES = 256
+from dinov2_core.curation.registration import THUMBNAIL_SIDE
+from dinov2_core.curation.scanning import Refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,84 +47,52 @@ class CollectedImages:
 
 
 class _Pictures:
-    """Distinct pictures in the order they were first seen, embedded in batches."""
+    """Distinct pictures in the order they were first seen."""
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-        self._waiting: list[Image.Image] = []
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
         self._embeddings: list[NDArray[np.float32]] = []
         self._thumbnails: list[NDArray[np.uint8]] = []
-        self.numbers: dict[str, int] = {}
 
-    def number_of(self, scanned: ScannedImage) -> int:
-        """Number of the picture; a new one is remembered. -1 for refused files."""
-        if scanned.image is None:
-            return -1
-        known = self.numbers.get(scanned.pixel_sha256)
-        if known is not None:
-            return known
-        self.numbers[scanned.pixel_sha256] = len(self.numbers)
-        self._waiting.append(scanned.image)
-        self._thumbnails.append(thumbnail(scanned.image))
-        if len(self._waiting) == _EMBED_IMAGES:
-            self._embed_waiting()
-        return len(self.numbers) - 1
+    def numbers_of(self, looks: pa.Table) -> list[int]:
+        """Numbers of a block's pictures; new ones are remembered. -1 for refused files."""
+        shown = looks.filter(pc.is_valid(looks["embedding"]))
+        is_new = np.array([one not in self.numbers for one in _hashes(shown)], dtype=np.bool_)
+        if is_new.any():
+            new = shown.filter(pa.array(is_new))
+            for pixel_sha256 in _hashes(new):
+                self.numbers[pixel_sha256] = len(self.numbers)
+            vectors = new["embedding"].combine_chunks().flatten().to_numpy()
+            self._embeddings.append(vectors.reshape(new.num_rows, -1))
+            pixels = np.frombuffer(b"".join(new["thumbnail"].to_pylist()), dtype=np.uint8)
+            self._thumbnails.append(pixels.reshape(-1, THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        return [self.numbers[one] if one else -1 for one in _hashes(looks)]
 
     def embeddings(self) -> NDArray[np.float32]:
-        self._embed_waiting()
         return np.concatenate(self._embeddings) if self._embeddings else np.zeros((0, 1), "f4")
 
     def thumbnails(self) -> NDArray[np.uint8]:
-        shape = (len(self._thumbnails), THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-        return np.array(self._thumbnails, dtype=np.uint8).reshape(shape)
-
-    def _embed_waiting(self) -> None:
-        if self._waiting:
-            self._embeddings.append(self._embedder.embed(self._waiting))
-            self._waiting = []
+        none = np.zeros((0, THUMBNAIL_SIDE, THUMBNAIL_SIDE), dtype=np.uint8)
+        return np.concatenate([none, *self._thumbnails])
 
 
-def collect(
-    pile: ImageFiles,
-    *,
-    evaluation: ImageFiles,
-    embedder: Embedder,
-    min_side_pixels: int,
-    max_pixels: int,
-    num_threads: int,
-    progress: Progress,
-) -> CollectedImages:
-    """Scan both sets, embed every distinct picture once and keep its thumbnail.
+def collect(pile: Iterable[pa.Table], *, evaluation: Iterable[pa.Table]) -> CollectedImages:
+    """Bring together what was seen of both sets.
 
     Args:
-        pile: What was collected.
-        evaluation: Images that must not be trained on; refused ones are ignored.
-        embedder: Of the pictures.
-        min_side_pixels: Images with a shorter side are refused.
-        max_pixels: Images with more pixels are refused.
-        num_threads: Files looked at at the same time.
-        progress: Told about the scan.
+        pile: Blocks of what was collected, each of `LOOK_SCHEMA`.
+        evaluation: Blocks of images that must not be trained on; refused ones are ignored.
 
     Raises:
         ValueError: Two files of the pile have the same name.
     """
-    pictures = _Pictures(embedder)
-
-    def look(files: ImageFiles) -> Iterable[ScannedImage]:
-        return scan(
-            files,
-            min_side_pixels=min_side_pixels,
-            max_pixels=max_pixels,
-            num_threads=num_threads,
-            progress=progress,
-        )
-
+    pictures = _Pictures()
     records: list[FileRecord] = []
     numbers: list[int] = []
-    for scanned in look(pile):
-        records.append(_record(scanned))
-        numbers.append(pictures.number_of(scanned))
-    shown = {pictures.number_of(scanned) for scanned in look(evaluation)} - {-1}
+    for looks in pile:
+        records += _records(looks)
+        numbers += pictures.numbers_of(looks)
+    shown = {number for looks in evaluation for number in pictures.numbers_of(looks)} - {-1}
     is_evaluation = np.zeros(len(pictures.numbers), dtype=np.bool_)
     is_evaluation[sorted(shown)] = True
     order = sorted(range(len(records)), key=lambda number: records[number].name)
@@ -146,13 +111,14 @@ def collect(
     )
 
 
-def _record(scanned: ScannedImage) -> FileRecord:
-    return FileRecord(
-        name=scanned.name,
-        sha256=scanned.sha256,
-        size_bytes=scanned.size_bytes,
-        width=scanned.width,
-        height=scanned.height,
-        format=scanned.format,
-        refusal=scanned.refusal,
-    )
+def _hashes(looks: pa.Table) -> list[str]:
+    hashes: list[str] = looks["pixel_sha256"].to_pylist()
+    return hashes
+
+
+def _records(looks: pa.Table) -> list[FileRecord]:
+    columns = ["name", "sha256", "size_bytes", "width", "height", "format", "refusal"]
+    return [
+        FileRecord(**row | {"refusal": Refusal(row["refusal"]) if row["refusal"] else None})
+        for row in looks.select(columns).to_pylist()
+    ]

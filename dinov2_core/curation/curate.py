@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 from dinov2_core.curation.collecting import CollectedImages, collect
 from dinov2_core.curation.decisions import Decisions, decide
 from dinov2_core.curation.deduplication import ComponentSizes, Edges, neighbour_edges
-from dinov2_core.curation.embedding import Embedder
 from dinov2_core.curation.manifest import (
     EDGE_SCHEMA,
     MANIFEST_SCHEMA,
@@ -22,8 +22,7 @@ from dinov2_core.curation.manifest import (
 )
 from dinov2_core.curation.registration import register_copies
 from dinov2_core.curation.retrieval import Retrieval, retrieve
-from dinov2_core.curation.sources import ImageFiles, MemoryImages, Progress, no_progress
-from dinov2_core.data.decoding import MAX_PIXELS
+from dinov2_core.curation.sources import Progress, no_progress
 
 _log = logging.getLogger(__name__)
 
@@ -69,16 +68,10 @@ class CurationSettings:
     """Who has the last word on a pair."""
     edge_margin: float = 0.05
     """Edges this far below the lower threshold are written down too."""
-    min_side_pixels: int = 8
-    """Images with a shorter side are refused."""
-    max_pixels: int = MAX_PIXELS
-    """Images with more pixels are refused."""
     seed_neighbours: int = 4
     """Images retrieved per seed image, arXiv:2304.07193 for large seed sets."""
     max_component_share: float = 0.01
     """Share of the pile above which a component is reported as a giant."""
-    num_threads: int = 2
-    """Files looked at at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,39 +91,30 @@ class Curation:
 
 
 def curate(
-    pile: ImageFiles,
+    pile: Iterable[pa.Table],
     *,
-    evaluation: ImageFiles | None,
-    seeds: ImageFiles | None,
-    embedder: Embedder,
+    evaluation: Iterable[pa.Table] = (),
+    seeds: Iterable[pa.Table] | None = None,
     settings: CurationSettings,
     progress: Progress = no_progress,
 ) -> Curation:
     """Refuse what is no image, keep one of every set of copies, drop leaks, retrieve by seeds.
 
-    The same files, embedder and settings give the same tables.
+    The same files, embedder and settings give the same tables. All images are given as blocks of
+    what one look at them told, see `looking`.
 
     Args:
         pile: What was collected.
         evaluation: Images of evaluation sets; what is like them is dropped with its component.
         seeds: Images of the wanted kind; None keeps every kind.
-        embedder: Of copies and of retrieval.
         settings: Thresholds and limits.
         progress: Told about every stage.
     """
-    collected = collect(
-        pile,
-        evaluation=evaluation or MemoryImages(names=(), contents=()),
-        embedder=embedder,
-        min_side_pixels=settings.min_side_pixels,
-        max_pixels=settings.max_pixels,
-        num_threads=settings.num_threads,
-        progress=progress,
-    )
+    collected = collect(pile, evaluation=evaluation)
     edges = _find_edges(collected, settings, progress)
     retrieval = None
     if seeds is not None:
-        retrieval = _retrieve(collected, seeds, embedder, settings, progress)
+        retrieval = _retrieve(collected, seeds, num_neighbours=settings.seed_neighbours)
     decisions = decide(
         collected,
         edges=edges,
@@ -185,24 +169,12 @@ def _find_edges(
 
 
 def _retrieve(
-    collected: CollectedImages,
-    seeds: ImageFiles,
-    embedder: Embedder,
-    settings: CurationSettings,
-    progress: Progress,
+    collected: CollectedImages, seeds: Iterable[pa.Table], *, num_neighbours: int
 ) -> Retrieval:
-    wanted = collect(
-        seeds,
-        evaluation=MemoryImages(names=(), contents=()),
-        embedder=embedder,
-        min_side_pixels=settings.min_side_pixels,
-        max_pixels=settings.max_pixels,
-        num_threads=settings.num_threads,
-        progress=progress,
-    )
+    wanted = collect(seeds, evaluation=())
     in_pile = np.unique(collected.pile_pictures[collected.pile_pictures >= 0])
     found = retrieve(
-        wanted.embeddings, collected.embeddings[in_pile], num_neighbours=settings.seed_neighbours
+        wanted.embeddings, collected.embeddings[in_pile], num_neighbours=num_neighbours
     )
     return Retrieval(
         pile_indices=in_pile[found.pile_indices],

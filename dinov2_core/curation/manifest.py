@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -74,6 +75,8 @@ def count_reasons(manifest: pa.Table) -> tuple[ReasonCount, ...]:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write parquet; equal tables give equal bytes."""
+    """Write parquet, all of it or nothing; equal tables give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(table.combine_chunks(), path, compression="zstd", row_group_size=1 << 17)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    pq.write_table(table.combine_chunks(), temporary, compression="zstd", row_group_size=1 << 17)
+    temporary.replace(path)

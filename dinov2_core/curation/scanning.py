@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,10 +11,8 @@ from enum import StrEnum
 import numpy as np
 from PIL import Image
 
-from dinov2_core.curation.sources import ImageFiles, Progress, no_progress
+from dinov2_core.curation.sources import ImageFiles
 from dinov2_core.data.decoding import MAX_PIXELS, UnreadableImage, image_format, open_image
-
-_CHUNK_IMAGES = 512
 
 
 class Refusal(StrEnum):
@@ -52,34 +50,30 @@ class ScannedImage:
 
 def scan(
     files: ImageFiles,
+    numbers: Sequence[int],
     *,
     min_side_pixels: int,
     num_threads: int,
     max_pixels: int = MAX_PIXELS,
-    progress: Progress = no_progress,
 ) -> Iterator[ScannedImage]:
-    """Read, hash and decode every file once, in order, a few hundred at a time.
+    """Read, hash and decode some files once, in order; all of them are held in memory.
 
     Never stops at a bad file: it is yielded with its reason.
 
     Args:
         files: The files.
+        numbers: Those that are looked at, a few hundred.
         min_side_pixels: Images with a shorter side are refused.
         num_threads: Files looked at at the same time.
         max_pixels: Images with more pixels are refused undecoded.
-        progress: Told after every chunk.
     """
-    total = len(files)
     with ThreadPoolExecutor(num_threads, thread_name_prefix="scan") as pool:
-        for start in range(0, total, _CHUNK_IMAGES):
-            numbers = range(start, min(start + _CHUNK_IMAGES, total))
-            yield from pool.map(
-                lambda number: scan_one(
-                    files, number, min_side_pixels=min_side_pixels, max_pixels=max_pixels
-                ),
-                numbers,
-            )
-            progress("scan", numbers.stop, total)
+        yield from pool.map(
+            lambda number: scan_one(
+                files, number, min_side_pixels=min_side_pixels, max_pixels=max_pixels
+            ),
+            numbers,
+        )
 
 
 def scan_one(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, UntypedStorage
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -89,22 +90,34 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
         """Calls by kind of collective."""
         self._rows = rows
+        self._is_aside = False
+        """Whether DTensor tries an operation on whole tensors, to know the shape of its result."""
         self._blocks: dict[int, _Block] = {}
         self._total = 0
 
     def __enter__(self) -> Self:
         self._resize = resize = UntypedStorage.resize_
+        self._foresee = foresee = ShardingPropagator._propagate_tensor_meta_non_cached
 
         def followed(storage: UntypedStorage, size: int) -> None:
             resize(storage, size)
             self._follow(storage)
 
+        def aside(propagator: ShardingPropagator, schema: Any) -> Any:
+            self._is_aside = True
+            try:
+                return foresee(propagator, schema)
+            finally:
+                self._is_aside = False
+
         UntypedStorage.resize_ = followed  # type: ignore[method-assign,assignment]
+        ShardingPropagator._propagate_tensor_meta_non_cached = aside  # type: ignore[method-assign,assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        ShardingPropagator._propagate_tensor_meta_non_cached = self._foresee  # type: ignore[method-assign]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def claim(self, tensors: Iterable[Tensor], purpose: str) -> None:
@@ -130,7 +143,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return self._stand_in(args[0].dtype)
         out = func(*args, **kwargs)
-        if func.is_view or func.namespace == "prim":
+        if self._is_aside or func.is_view or func.namespace == "prim":
             return out
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for tensor in outputs:

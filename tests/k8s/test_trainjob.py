@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.train.agent import USER_ERROR
+from components.ranks.agent import USER_ERROR
 from k8s.launchers import RUNTIME
 from k8s.rules import problems
 from k8s.trainjob import CONTAINER, TRAIN_JOBS
@@ -14,7 +14,7 @@ from tests.golden.manifests import manifests, read
 from tests.k8s.schemas import schema_problems
 
 REPOSITORY = Path(__file__).parents[2]
-NAMES = ("trainjob_bare", "trainjob_full")
+NAMES = ("trainjob_bare", "trainjob_full", "trainjob_embedding")
 
 
 @pytest.mark.parametrize("name", NAMES)

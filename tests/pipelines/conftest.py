@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
 
+from tests.k8s.shipped import unpacked_kubectl
 from tests.pipelines.kfp_server import KfpServer, running_server
 from tests.pipelines.specs import REPOSITORY
 
@@ -33,3 +35,16 @@ def server() -> Iterator[KfpServer]:
     """Kubeflow Pipelines on loopback."""
     with running_server() as content:
         yield content
+
+
+@pytest.fixture(scope="session")
+def kubectl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory with Kubernetes' own client."""
+    return unpacked_kubectl(tmp_path_factory.mktemp("kubectl")).parent
+
+
+@pytest.fixture
+def kubectl(kubectl_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Kubernetes' own client, where a shell finds it."""
+    monkeypatch.setenv("PATH", f"{kubectl_folder}{os.pathsep}{os.environ['PATH']}")
+    return kubectl_folder / "kubectl"

@@ -133,6 +133,7 @@ def test_here_and_on_a_cluster_differ_in_placement_only(spec_path: Path, tmp_pat
     documents = list(yaml.safe_load_all(here.read_text()))
     assert len(documents) == 1, "here nothing is placed"
     tasks = documents[0]["root"]["dag"]["tasks"]
-    launcher = tasks["pretrain"]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
-    assert json.loads(launcher) == {"kind": "processes"}
+    for stage in ("curate", "pretrain", "finetune"):
+        launcher = tasks[stage]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
+        assert json.loads(launcher) == {"kind": "processes"}
     assert not [task for task in tasks.values() if "retryPolicy" in task]

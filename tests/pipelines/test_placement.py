@@ -12,6 +12,7 @@ from pipelines.placement import Volume
 from pipelines.problems import SpecError
 from pipelines.spec import load_spec
 from tests.golden.compiled import portable_spec
+from tests.pipelines.specs import write_spec
 
 
 def executors(folder: Path, resources: str) -> dict[str, Any]:
@@ -73,10 +74,17 @@ placement:
 """
 
 
-def placed(folder: Path, launcher: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def placed(
+    folder: Path, launcher: str, **curate: Any
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Tasks, containers and pods of a spec that says everything."""
     path = portable_spec(folder)
     path.write_text(path.read_text() + PLACED.format(digest="a" * 64, launcher=launcher))
+    if curate:
+        values = yaml.safe_load(path.read_text())
+        values["curate"] = values.get("curate", {}) | curate
+        values["resources"]["curate"] = {"cpu": "8", "memory": "32Gi", "num_gpus": 4}
+        write_spec(values, path)
     compile_pipeline(load_spec(path), context="{}", path=folder / "p.yaml")
     document, platform = yaml.safe_load_all((folder / "p.yaml").read_text())
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
@@ -160,6 +168,47 @@ def test_a_step_that_follows_a_training_is_small_and_knows_its_pod(
     assert launch.pods.image.endswith("a" * 64)
     finetune = tasks["finetune"]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
     assert '"num_gpus":0' in finetune
+
+
+NETWORK = {"kind": "timm", "name": "vit_small_patch14_dinov2.lvd142m"}
+
+
+@pytest.mark.parametrize("launcher", ["trainjob", "pytorchjob"])
+def test_an_embedding_has_its_gpus_on_pods_of_its_own(launcher: str, tmp_path: Path) -> None:
+    topology = {"num_nodes": 2, "processes_per_node": 4}
+    tasks, containers, pods = placed(
+        tmp_path, launcher, embedding=NETWORK, embedding_topology=topology
+    )
+    resources = containers["curate"]["resources"]
+    assert "accelerator" not in resources
+    assert (resources["resourceCpuRequest"], resources["resourceMemoryLimit"]) == ("8", "32Gi")
+    assert pods["curate"].keys().isdisjoint({"nodeSelector", "tolerations", "emptyDirMounts"})
+    assert {item["name"] for item in pods["curate"]["fieldPathAsEnv"]} == {
+        "POD_NAME", "POD_UID", "POD_NAMESPACE"
+    }  # fmt: skip
+    launch = read_launch(
+        tasks["curate"]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
+    )
+    assert isinstance(launch, ClusterLaunch)
+    asked = launch.pods.resources
+    assert (asked.cpu, asked.memory, asked.num_gpus) == ("8", "32Gi", 4)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        ("trainjob", {"embedding": NETWORK}),
+        ("trainjob", {"embedding_topology": {"processes_per_node": 1}}),
+        ("processes", {"embedding": NETWORK, "embedding_topology": {"processes_per_node": 4}}),
+    ],
+)
+def test_an_embedding_in_the_stage_s_own_pod_has_its_gpus_there(
+    launcher: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    _tasks, containers, pods = placed(tmp_path, launcher, **settings)
+    assert containers["curate"]["resources"]["accelerator"]["resourceCount"] == "4"
+    assert pods["curate"]["nodeSelector"]["labels"] == {"nvidia.com/gpu.product": "H100"}
+    assert "fieldPathAsEnv" not in pods["curate"]
 
 
 @pytest.mark.parametrize(

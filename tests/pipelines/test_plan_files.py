@@ -6,7 +6,15 @@ import kfp
 import pytest
 import yaml
 
-from pipelines.plan_files import PIPELINE, deployed_on, differences, read_files, render, write_files
+from pipelines.plan_files import (
+    PIPELINE,
+    built_manifests,
+    deployed_on,
+    differences,
+    read_files,
+    render,
+    write_files,
+)
 from pipelines.spec import PipelineSpec, load_spec
 from pipelines.submit import publish, target_of
 from tests.pipelines.kfp_server import KfpServer
@@ -68,9 +76,32 @@ def test_files_of_an_earlier_plan_make_way(tmp_path: Path) -> None:
     assert read_files(tmp_path / "plan") == {"a.yaml": "a: 2\n"}
 
 
-def test_an_unknown_overlay_is_refused(spec: PipelineSpec) -> None:
+def test_manifests_of_an_overlay_are_rendered_as_well(spec: PipelineSpec, kubectl: Path) -> None:
+    manifests = built_manifests("prod-gpu")
+    assert {"Deployment", "TrainingRuntime", "ClusterQueue"} <= {item["kind"] for item in manifests}
+    files = render(spec, target_of(spec), manifests=manifests)
+    assert list(yaml.safe_load_all(files["manifests.yaml"])) == manifests
+
+
+def test_secrets_of_an_overlay_of_ones_own_are_not_shown(kubectl: Path, tmp_path: Path) -> None:
+    secret = {"name": "store", "namespace": "team", "literals": ["password=hush-hush"]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"secretGenerator": [secret]}))
+    (manifest,) = built_manifests(str(tmp_path))
+    assert manifest["data"] == {"password": "(not shown)"}
+
+
+def test_an_unknown_or_broken_overlay_is_refused(kubectl: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--overlay nowhere does not exist; choose one of dev-cpu"):
-        render(spec, target_of(spec), overlay="nowhere")
+        built_manifests("nowhere")
+    (tmp_path / "kustomization.yaml").write_text("resources: [missing.yaml]")
+    with pytest.raises(ValueError, match=r"kustomize refuses .*missing\.yaml"):
+        built_manifests(str(tmp_path))
+
+
+def test_an_overlay_needs_kubectl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="--overlay needs kubectl; install it, or leave the flag"):
+        built_manifests("prod-gpu")
 
 
 def test_what_is_deployed_is_the_newest_version_on_the_server(

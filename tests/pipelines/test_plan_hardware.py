@@ -57,17 +57,20 @@ def test_one_rank_waits_for_nobody() -> None:
     assert time.communication == time.exposed == 0
     by_hand = (4e13 / 312e12 + 1e12 / 19.5e12) / hardware.compute_fraction
     assert time.compute == pytest.approx(by_hand)
-    assert time.memory == pytest.approx(3e11 / (2.039e12 * 0.75))
+    assert time.memory == pytest.approx(3e11 / (2.039e12 * hardware.memory_fraction))
 
 
-def test_a_ring_moves_all_but_its_own_part_through_the_slowest_link() -> None:
+def test_rings_move_all_but_a_ranks_own_part_through_every_card_of_a_node() -> None:
     hardware = load_hardware("a100-80").model_copy(update={"overlap": 0.0})
     inside = step_time(COST, hardware, world_size=8).exposed
     assert inside == pytest.approx((6e9 + 2 * 1e7) * 7 / 8 / 230e9)
     between = step_time(COST, hardware, world_size=16).exposed
-    assert between == pytest.approx((6e9 + 2 * 1e7) * 15 / 16 / 20e9)
+    assert between == pytest.approx((6e9 / (8 * 20e9) + 2 * 1e7 / 20e9) * 15 / 16)
     replicas = step_time(COST, hardware, world_size=16, num_replicas=2).exposed
     assert replicas == pytest.approx(6e9 * 7 / 8 / 230e9 + 2 * 1e7 * 15 / 16 / 20e9)
+    wide = hardware.model_copy(update={"inter_node_gigabytes_per_second": 100.0})
+    capped = step_time(COST, wide, world_size=16).exposed
+    assert capped == pytest.approx((6e9 / 230e9 + 2 * 1e7 / 100e9) * 15 / 16)
 
 
 def test_gathers_hide_behind_computing() -> None:

@@ -7,12 +7,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dinov2_core.planning.step import StepCost
-from pipelines.plan import Proposal, ScalingRow, StagePlan
+from pipelines.plan import ScalingRow, StagePlan
 from pipelines.plan_hardware import StepTime
+from pipelines.plan_proposals import Proposal
 from pipelines.plan_report import plan_json, plan_table, proposals_table, scaling_table
 
 STEP = StepTime(compute=0.25, memory=0.125, communication=0.2, exposed=0.125)
-PROPOSAL = Proposal(change="a: [b]", peak_gib=60.0, step_seconds=0.75, fits=True)
+PROPOSAL = Proposal(settings={"a": "[b]", "c": {"d": 2}}, peak_gib=60.0, step_seconds=0.75)
 ROW = ScalingRow(
     ranks=1024, images_per_rank=3, peak_gib=20.0, step=STEP, efficiency=0.5, gpu_hours=12_345.0
 )
@@ -63,6 +64,7 @@ def test_a_plan_is_a_table_with_its_warning() -> None:
         "9.00",
     ):
         assert part in text
+    assert "compiled blocks and packed attention" in " ".join(text.split())
 
 
 def test_without_a_price_there_is_no_cost() -> None:
@@ -70,7 +72,8 @@ def test_without_a_price_there_is_no_cost() -> None:
 
 
 def test_proposals_and_scaling_are_tables() -> None:
-    assert "a: [b]" in text_of(proposals_table([PROPOSAL], stage="pretrain"))
+    assert "a: [b], c: {d: 2}" in text_of(proposals_table([PROPOSAL], stage="pretrain"))
+    assert "devices with more memory" in text_of(proposals_table([], stage="pretrain"))
     text = text_of(scaling_table([ROW], stage="pretrain", memory_gib=19.0))
     assert "20.0 no" in text
     assert "1,024" in text

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,8 +11,16 @@ import pyarrow.parquet as parquet
 import pytest
 
 from components.curate.main import main
+from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
+from components.runtime.storage import exists, fetch
 from dinov2_core.data.shards import ShardReader
+from k8s.launchers import TrainJob, launch_of
+from k8s.placement import PodResources
+from tests.components.train.networks import two_machines
+from tests.components.train.trainer import Trainer, kubeconfig
+from tests.golden.manifests import BARE
+from tests.k8s.api_server import api_server
 
 
 @pytest.fixture(scope="module")
@@ -24,17 +35,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory, photographs: list[bytes]) -
     return folder
 
 
-def curated(folder: Path, workdir: Path, **planted: int) -> DatasetManifest:
+def flags(
+    folder: Path, output: Path, context: RunContext, *, planted: dict[str, int], **settings: object
+) -> list[str]:
     images: dict[str, object] = {"uri": str(folder / "pile")}
     if planted:
         images["planted"] = planted
-    config = {"images": images, "evaluation_images": [str(folder / "evaluation.parquet")]}
+    config = {
+        "images": images,
+        "evaluation_images": [str(folder / "evaluation.parquet")],
+        "settings": settings,
+    }
+    given = ["--config", json.dumps(config), "--context", context.model_dump_json()]
+    return [*given, "--output", str(output)]
+
+
+def curated(folder: Path, workdir: Path, **planted: int) -> DatasetManifest:
     output = workdir / "dataset.json"
-    context = {"workdir": str(workdir), "run_id": "r", "run_name": "r"}
-    code = main(
-        ["--config", json.dumps(config), "--context", json.dumps(context), "--output", str(output)]
-    )
-    assert code == 0
+    context = RunContext(workdir=str(workdir), run_id="r", run_name="r")
+    assert main(flags(folder, output, context, planted=planted)) == 0
     return DatasetManifest.read(output)
 
 
@@ -70,3 +89,86 @@ def test_an_empty_pile_is_told(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "evaluation.parquet").write_bytes((folder / "evaluation.parquet").read_bytes())
     with pytest.raises(ValueError, match="holds no file; name a folder"):
         curated(tmp_path, tmp_path / "work")
+
+
+RANKS = {"processes_per_node": 2, "threads_per_process": 1, "loader_threads": 1}
+
+
+@pytest.mark.parametrize("kind", ["disk", "store"])
+def test_ranks_make_the_same_data_set(
+    folder: Path, context: RunContext, s3: str, tmp_path: Path, kind: str
+) -> None:
+    planted = {"exact_copies": 4, "near_copies": 4, "leaks": 2, "corrupt": 5}
+    output = tmp_path / "dataset.json"
+    assert main(flags(folder, output, context, planted=planted)) == 0
+    alone = DatasetManifest.read(output)
+    places = {
+        "workdir": str(tmp_path / "other") if kind == "disk" else "s3://pile/run",
+        "tracking_uri": context.resolved_tracking_uri,
+    }
+    given = flags(
+        folder,
+        output,
+        context.model_copy(update=places),
+        planted=planted,
+        embedding_topology=RANKS,
+    )
+    assert main(given) == 0
+    shared = DatasetManifest.read(output)
+    assert shared.sha256 == alone.sha256
+    assert fetch(shared.table_uri).read_bytes() == Path(alone.table_uri).read_bytes()
+    assert exists(shared.uri + "/job.json"), "the test itself: ranks were at work"
+    assert not exists(shared.uri + "/looks"), "what they saw is of no use any more"
+    assert kind == "disk" or not exists(shared.uri + "/pile")
+    modified = fetch(shared.table_uri).stat().st_mtime_ns
+    assert main(given) == 0
+    assert fetch(shared.table_uri).stat().st_mtime_ns == modified, "nothing is done twice"
+
+
+def test_ranks_that_cannot_be_started_are_refused_before_work(
+    folder: Path, context: RunContext, tmp_path: Path
+) -> None:
+    def given(**topology: int) -> list[str]:
+        return flags(folder, tmp_path / "o", context, planted={}, embedding_topology=topology)
+
+    with pytest.raises(
+        ValueError, match=r"curate\.embedding_topology\.num_nodes 2 needs a cluster launcher"
+    ):
+        main(given(num_nodes=2))
+    with pytest.raises(ValueError, match="num_replicas 2 has no effect"):
+        main(given(num_nodes=2, num_replicas=2))
+    resources = PodResources(cpu="2", memory="4Gi", num_gpus=1)
+    launch = launch_of(TrainJob(), pods=BARE.model_copy(update={"resources": resources}))
+    with pytest.raises(ValueError, match="processes_per_node 2 is more than the 1 GPUs of each"):
+        main([*given(processes_per_node=2), "--launcher", launch.model_dump_json()])
+    assert not (context.root / "stages").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_step_follows_ranks_on_pods_of_their_own_to_the_same_data_set(
+    folder: Path, context: RunContext, tmp_path: Path
+) -> None:
+    alone, output = curated(folder, tmp_path / "alone"), tmp_path / "dataset.json"
+    topology = {"num_nodes": 2, "threads_per_process": 1, "loader_threads": 1}
+    given = flags(folder, output, context, planted={}, embedding_topology=topology)
+    launch = launch_of(TrainJob(), pods=BARE)
+    with two_machines() as machines, api_server() as server:
+        trainer = Trainer(server, machines, logs=tmp_path, port=29541)
+        trainer.start()
+        step = subprocess.run(
+            [
+                *(sys.executable, "-m", "components.curate", *given),
+                *("--launcher", launch.model_dump_json()),
+            ],
+            env=os.environ | {"KUBECONFIG": str(kubeconfig(server.address, tmp_path))},
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert step.returncode == 0, step.stderr
+    assert DatasetManifest.read(output).sha256 == alone.sha256
+    assert "[curate] embedding · image 40/40" in step.stderr
+    said = [line for line in step.stderr.splitlines() if line.startswith("TrainJob test-")]
+    assert said[0].endswith("-curate: created")
+    assert said[-1].endswith("-curate: complete (AllJobsCompleted)")

@@ -15,6 +15,7 @@ from pathlib import Path
 import boto3
 import pytest
 
+from components.ranks.job import PREEMPTED
 from components.runtime import s3 as door
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest, digest_of_file
@@ -22,7 +23,7 @@ from components.runtime.places import local_path, spool
 from components.runtime.storage import exists, names, read_text, send
 from components.train.checkpoint_mirror import StoredCheckpoints, mirror_of
 from components.train.config import Topology, TrainStage
-from components.train.job import PREEMPTED, Job, read_result, write_job
+from components.train.job import Job, read_result
 from dinov2_core.distributed.checkpoint import MARKER
 from tests.s3_server import BadLine
 
@@ -115,7 +116,7 @@ def _run(context: RunContext) -> str:
 
 
 def start(job: Job) -> subprocess.Popen[bytes]:
-    write_job(job)
+    job.write()
     return subprocess.Popen(
         [sys.executable, "-m", "components.train.worker", job.uri], env=os.environ
     )
@@ -189,7 +190,7 @@ def test_a_training_that_is_told_to_stop_brings_its_checkpoint_to_the_bucket_fir
 
 def start_nodes(job: Job, folder: Path) -> list[subprocess.Popen[bytes]]:
     """Two nodes of one rank each, with spools of their own."""
-    write_job(job)
+    job.write()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""job: what launcher and ranks leave for each other, on a disk and in a store."""
+"""job: what launcher and ranks of a training leave for each other, on a disk and in a store."""
 
 from __future__ import annotations
 
@@ -7,19 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from components.ranks.job import forget_outcome
 from components.runtime.context import RunContext
 from components.train.config import TrainStage
 from components.train.job import (
     Job,
     Result,
-    first_failure,
-    forget_outcome,
     last_rows,
     places_to_look_at,
-    read_job,
     read_result,
-    write_failure,
-    write_job,
     write_result,
 )
 
@@ -44,12 +40,9 @@ def job(
 
 
 def test_a_job_survives_its_file(job: Job) -> None:
-    write_job(job)
-    assert job.uri == f"{job.directory}/job.json"
-    assert read_job(job.uri) == job
+    job.write()
+    assert Job.read(job.uri) == job
     assert {place.parent for place in (job.checkpoints, job.teacher, job.metrics)} == {job.root}
-    with pytest.raises(ValueError, match=r"other\.json does not exist; the launcher writes it"):
-        read_job(f"{job.directory}/other.json")
 
 
 def test_what_people_look_at_has_a_place_for_all_nodes(job: Job) -> None:
@@ -58,26 +51,15 @@ def test_what_people_look_at_has_a_place_for_all_nodes(job: Job) -> None:
     assert places[job.progress] == f"{job.context.workdir}/progress/run/finetune.json"
 
 
-def test_the_failure_to_tell_can_be_fixed_or_came_first(job: Job) -> None:
-    assert first_failure(job) is None
-    write_failure(job, rank=1, error=RuntimeError("no peer"), can_be_fixed=False)
-    write_failure(job, rank=0, error=RuntimeError("no peer either"), can_be_fixed=False)
-    failure = first_failure(job)
-    assert failure is not None
-    assert (failure.rank, failure.message) == (1, "RuntimeError: no peer")
-    write_failure(job, rank=2, error=ValueError("batch too large"), can_be_fixed=True)
-    failure = first_failure(job)
-    assert failure is not None
-    assert (failure.rank, failure.message) == (2, "batch too large")
-
-
-def test_an_earlier_outcome_is_forgotten(job: Job) -> None:
-    forget_outcome(job)
-    write_failure(job, rank=0, error=ValueError("x"), can_be_fixed=True)
+def test_a_result_tells_how_far_a_training_came(job: Job) -> None:
+    assert (read_result(job), job.is_finished(), job.how_far()) == (None, False, "before any step")
     write_result(job, RESULT)
     assert read_result(job) == RESULT
-    forget_outcome(job)
-    assert first_failure(job) is None
+    assert job.is_finished()
+    write_result(job, RESULT.model_copy(update={"is_finished": False}))
+    assert not job.is_finished()
+    assert job.how_far() == "after step 3, with a checkpoint"
+    forget_outcome(job.directory)
     assert read_result(job) is None
 
 

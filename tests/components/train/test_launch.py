@@ -16,13 +16,14 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from components.ranks.job import PREEMPTED
 from components.runtime.context import RunContext
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.progress import Progress
 from components.runtime.stage import StageFailed
 from components.runtime.storage import read_text, write_text
 from components.train.config import Probe, Topology, TrainStage
-from components.train.job import PREEMPTED, last_rows
+from components.train.job import last_rows
 from components.train.launch import main, starting_weights
 from dinov2_core.config import HighResolution
 

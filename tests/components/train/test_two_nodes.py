@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -17,17 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from components.ranks.cluster_job import rendered, training_of
 from components.runtime.context import RunContext
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.tracking import Tracker
-from components.train.cluster_job import rendered, training_of
 from components.train.config import Topology, TrainStage
-from components.train.job import Job, read_result, write_job
+from components.train.job import Job, read_result
 from k8s.launchers import TrainJob, TrainJobLaunch, launch_of
 from tests.components.train.networks import Machine, two_machines
-from tests.components.train.trainer import Node, Trainer, start_nodes
+from tests.components.train.trainer import Node, Trainer, kubeconfig, start_nodes
 from tests.golden.manifests import BARE
-from tests.k8s.api_server import TOKEN, api_server
+from tests.k8s.api_server import api_server
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def machines() -> Iterator[list[Machine]]:
 
 def start(job: Job, machines: list[Machine], *, port: int) -> list[Node]:
     """Both pods of the job's TrainJob."""
-    write_job(job)
+    job.write()
     training = training_of(job, pods=BARE, owner=None)
     _kind, manifest = rendered(TrainJobLaunch(pods=BARE), training=training)
     return start_nodes(manifest, machines, port=port)
@@ -152,18 +151,3 @@ def test_a_step_follows_its_nodes_through_a_loss_to_its_manifest(
     assert said[-1] == "complete (AllJobsCompleted)"
     assert "running" in said
     assert len(server.made("DELETE")) == 1, "it was deleted when it was done"
-
-
-def kubeconfig(address: str, folder: Path) -> Path:
-    """What leads a step to a server."""
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "c",
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-        "clusters": [{"name": "k", "cluster": {"server": address}}],
-        "users": [{"name": "u", "user": {"token": TOKEN}}],
-    }
-    file = folder / "kubeconfig"
-    file.write_text(json.dumps(config))
-    return file

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from components.ranks.job import first_failure
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
 from components.runtime.storage import write_text
 from components.train.config import TrainStage
-from components.train.job import Job, first_failure, read_result, write_job
+from components.train.job import Job, read_result
 from tests.s3_server import BadLine
 
 
 def run_worker(job: Job) -> int:
-    write_job(job)
+    job.write()
     command = [sys.executable, "-m", "components.train.worker", job.uri]
     return subprocess.run(command, check=False, env=os.environ, timeout=100).returncode
 
@@ -40,7 +41,7 @@ def test_input_that_can_be_fixed_is_told_as_it_is(job: Job, tmp_path: Path) -> N
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"not one")
     assert run_worker(job.model_copy(update={"starting_weights": str(weights)})) == 2
-    failure = first_failure(job)
+    failure = first_failure(job.directory)
     assert failure is not None
     assert failure.can_be_fixed
     assert failure.message.startswith(f"weights {weights} are not a safetensors file")
@@ -51,7 +52,7 @@ def test_any_other_error_is_told_with_its_type(job: Job, tmp_path: Path) -> None
     (tmp_path / "shards").mkdir()
     shutil.copy(Path(job.shards) / "index.parquet", tmp_path / "shards")
     assert run_worker(job.model_copy(update={"shards": str(tmp_path / "shards")})) == 1
-    failure = first_failure(job)
+    failure = first_failure(job.directory)
     assert failure is not None
     assert not failure.can_be_fixed
     assert failure.message.startswith("FileNotFoundError: ")
@@ -65,7 +66,7 @@ def test_a_store_that_does_not_answer_is_nobodys_input(
     line = BadLine(s3, faults=["answer 503"] * 99, concerns=lambda method, _: method == "GET")
     with line.open(monkeypatch):
         assert run_worker(job.model_copy(update={"shards": "s3://pile/shards"})) == 1
-    failure = first_failure(job)
+    failure = first_failure(job.directory)
     assert failure is not None
     assert not failure.can_be_fixed
     assert "StoreUnreachable: S3 answered 503" in failure.message
@@ -73,6 +74,6 @@ def test_a_store_that_does_not_answer_is_nobodys_input(
 
 def test_images_that_are_not_in_the_store_are_wrong_input(job: Job, s3: str) -> None:
     assert run_worker(job.model_copy(update={"shards": "s3://pile/nothing"})) == 2
-    failure = first_failure(job)
+    failure = first_failure(job.directory)
     assert failure is not None
     assert "s3://pile/nothing does not exist; run the stage that writes it" in failure.message

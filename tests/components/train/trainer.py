@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.components.train.networks import Machine
-from tests.k8s.api_server import ApiServer
+from tests.k8s.api_server import TOKEN, ApiServer
 
 Node = subprocess.Popen[bytes]
 
@@ -106,3 +107,18 @@ class Trainer(threading.Thread):
             kind, reason = condition
             status["conditions"] = [{"type": kind, "status": "True", "reason": reason}]
         job["status"] = status
+
+
+def kubeconfig(address: str, folder: Path) -> Path:
+    """What leads a step to a server."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": address}}],
+        "users": [{"name": "u", "user": {"token": TOKEN}}],
+    }
+    file = folder / "kubeconfig"
+    file.write_text(json.dumps(config))
+    return file

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -19,12 +20,23 @@ from dinov2_core.curation.curate import (
     curate,
 )
 from dinov2_core.curation.embedding import PixelEmbedder
+from dinov2_core.curation.looking import looks
 from dinov2_core.curation.manifest import MANIFEST_SCHEMA, write_table
 from dinov2_core.curation.planting import PlantCounts, plant_defects
-from dinov2_core.curation.sources import FolderImages, MemoryImages
+from dinov2_core.curation.sources import (
+    FolderImages,
+    ImageFiles,
+    MemoryImages,
+    Progress,
+    no_progress,
+)
 
 Loader = Callable[[str, int], MemoryImages]
 REGISTRATION = CurationSettings(verification=Registration())
+
+
+def seen(files: ImageFiles, *, progress: Progress = no_progress) -> Iterator[pa.Table]:
+    return looks(files, embedder=PixelEmbedder(), progress=progress)
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +56,8 @@ def planted(demo_images: Loader, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def curation(demo_images: Loader, planted: Path) -> Curation:
     return curate(
-        FolderImages(planted / "pile"),
-        evaluation=demo_images("test", 100),
-        seeds=None,
-        embedder=PixelEmbedder(),
+        seen(FolderImages(planted / "pile")),
+        evaluation=seen(demo_images("test", 100)),
         settings=REGISTRATION,
     )
 
@@ -75,13 +85,15 @@ def test_the_same_files_give_the_same_bytes(
     curation: Curation, demo_images: Loader, planted: Path, tmp_path: Path
 ) -> None:
     told: set[str] = set()
+
+    def progress(stage: str, _done: int, _total: int) -> None:
+        told.add(stage)
+
     again = curate(
-        FolderImages(planted / "pile"),
-        evaluation=demo_images("test", 100),
-        seeds=None,
-        embedder=PixelEmbedder(),
+        seen(FolderImages(planted / "pile"), progress=progress),
+        evaluation=seen(demo_images("test", 100), progress=progress),
         settings=REGISTRATION,
-        progress=lambda *report: told.add(report[0]),
+        progress=progress,
     )
     for name in ("manifest", "edges"):
         for run, made in (("a", curation), ("b", again)):
@@ -101,10 +113,7 @@ def test_embeddings_alone_decide_if_asked(
 ) -> None:
     train = demo_images("train", 60)
     chained = curate(
-        train,
-        evaluation=None,
-        seeds=None,
-        embedder=PixelEmbedder(),
+        seen(train),
         settings=CurationSettings(
             verification=EmbeddingOnly(near_threshold=0.3, leak_threshold=0.3)
         ),
@@ -113,7 +122,7 @@ def test_embeddings_alone_decide_if_asked(
     assert "chains distinct images" in caplog.text
     assert chained.counts[0].num_images < 30
     strict = CurationSettings(verification=EmbeddingOnly(near_threshold=0.999, leak_threshold=1.0))
-    apart = curate(train, evaluation=None, seeds=None, embedder=PixelEmbedder(), settings=strict)
+    apart = curate(seen(train), settings=strict)
     assert apart.counts[0].num_images == 60
 
 
@@ -121,10 +130,8 @@ def test_seeds_call_up_their_like(demo_images: Loader) -> None:
     train = demo_images("train", 100)
     seeds = MemoryImages(names=train.names[:7], contents=train.contents[:7])
     made = curate(
-        train,
-        evaluation=None,
-        seeds=seeds,
-        embedder=PixelEmbedder(),
+        seen(train),
+        seeds=seen(seeds),
         settings=CurationSettings(
             verification=EmbeddingOnly(near_threshold=0.9999, leak_threshold=1.0),
             seed_neighbours=3,

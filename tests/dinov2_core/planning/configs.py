@@ -23,6 +23,7 @@ def small_config(
     recomputes: Literal["none", "selective", "full"] = "none",
     accumulation_steps: int = 1,
     global_batch_size: int = 16,
+    global_crop_size_pixels: int = 112,
 ) -> TrainingConfig:
     """Four blocks of width 192: some ten megabytes of parameters and of activations."""
     head = Head(num_prototypes=2048, bottleneck_dim=64, hidden_dim=256)
@@ -30,7 +31,11 @@ def small_config(
         backbone=Backbone(
             architecture=Dimensions(embed_dim=192, depth=4, num_heads=4), patch_size_pixels=14
         ),
-        crops=Crops(global_crop_size_pixels=112, local_crop_size_pixels=56, num_local_crops=4),
+        crops=Crops(
+            global_crop_size_pixels=global_crop_size_pixels,
+            local_crop_size_pixels=56,
+            num_local_crops=4,
+        ),
         dino=DinoObjective(head=head),
         ibot=IbotObjective(head=head),
         optimization=Optimization(

@@ -77,9 +77,15 @@ def test_recomputation_and_accumulation_save_memory_and_cost_work() -> None:
 
 
 def test_a_device_with_fused_attention_holds_less_than_a_cpu() -> None:
-    config = small_config(precision="bf16")
+    config = small_config(precision="bf16", global_crop_size_pixels=224)
     on_cpu = trace_step(config, world_size=1, kind="cpu").peak_bytes
-    assert trace_step(config, world_size=1, kind="cuda").peak_bytes < on_cpu
+    assert trace_step(config, world_size=1, kind="cuda").peak_bytes < 0.9 * on_cpu
+
+
+def test_what_sharding_tries_on_whole_tensors_does_not_count() -> None:
+    """DTensor runs an operation of each new form once on whole tensors, to know its result."""
+    first, second = (trace_step(small_config(), world_size=8) for _ in range(2))
+    assert first == second
 
 
 def test_sharding_sends_what_its_definition_says() -> None:

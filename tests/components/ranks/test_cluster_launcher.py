@@ -12,14 +12,16 @@ from typing import Any
 
 import pytest
 
+from components.ranks.cluster_job import rendered, training_of
+from components.ranks.cluster_launcher import Patience, run_on_cluster
+from components.ranks.job import RESULT, write_failure
+from components.ranks.outcome import Preempted
 from components.runtime.context import RunContext
 from components.runtime.progress import Reporter
 from components.runtime.stage import StageFailed
-from components.train.cluster_job import rendered, training_of
-from components.train.cluster_launcher import Patience, train_on_cluster
+from components.runtime.storage import delete
 from components.train.config import Topology, TrainStage
-from components.train.job import Job, Result, read_job, write_failure, write_result
-from components.train.outcome import Preempted
+from components.train.job import Job, Result, read_result, write_result
 from k8s.cluster import ClusterRefused
 from k8s.launchers import ClusterLaunch, PyTorchJob, TrainJob, launch_of
 from k8s.training import HASH_ANNOTATION, QUEUE_LABEL, Owner
@@ -27,7 +29,7 @@ from tests.golden.manifests import BARE
 from tests.k8s.api_server import ApiServer, api_server
 
 Step = Callable[[dict[str, Any]], None]
-QUICK = Patience(shortest_pause=0.01, longest_pause=0.05, unreachable=0.2, deletion=0.5)
+QUICK = Patience(shortest_pause=0.01, longest_pause=0.05, unreachable=0.2, deletion=3)
 DONE = Result(
     is_finished=True, step=60, final_losses={}, images_per_second=1.0, teacher_sha256="0" * 64
 )
@@ -61,10 +63,10 @@ def follow(
     *,
     launcher: TrainJob | PyTorchJob = TRAIN_JOB,
     owner: Owner = OWNER,
-) -> Result:
+) -> Result | None:
     launch = launch_of(launcher, pods=BARE)
     assert isinstance(launch, ClusterLaunch)
-    return train_on_cluster(
+    run_on_cluster(
         job,
         launch=launch,
         training=training_of(job, pods=BARE, owner=owner),
@@ -72,6 +74,7 @@ def follow(
         report=Reporter(None, stage="pretrain"),
         patience=QUICK,
     )
+    return read_result(job)
 
 
 def name_of(job: Job) -> str:
@@ -128,14 +131,20 @@ def test_a_job_is_created_followed_and_deleted_when_done(
     (manifest,) = made
     assert manifest["metadata"]["ownerReferences"][0]["uid"] == "u1"
     trainer = manifest["spec"]["trainer"]
-    assert trainer["command"] == ["python3", "-m", "components.train.agent", job.uri]
+    assert trainer["command"] == [
+        "python3",
+        "-m",
+        "components.ranks.agent",
+        "components.train.worker",
+        job.uri,
+    ]
     assert {item["name"]: item.get("value") for item in trainer["env"]} == {
         "MLFLOW_EXPERIMENT_NAME": "dinopipe",
         "MLFLOW_RUN_ID": "m1",
         "MLFLOW_TRACKING_URI": job.context.resolved_tracking_uri,
         "OMP_NUM_THREADS": "2",
     }
-    assert read_job(job.uri) == job
+    assert Job.read(job.uri) == job
     assert server.made("DELETE") == server.made("GET")[:1]
 
 
@@ -185,13 +194,31 @@ def test_an_adopted_job_belongs_to_the_new_pod(server: ApiServer, job: Job) -> N
     assert len(server.made("POST")) == 1
 
 
+def test_a_job_whose_results_are_gone_is_replaced(server: ApiServer, job: Job) -> None:
+    keeping = TrainJob(after_success="keep")
+    play(server, job, finishing(job))
+    follow(job, server, launcher=keeping)
+    delete(f"{job.directory}/{RESULT}")
+    original = server.answer
+
+    def answer(method: str, *rest: Any) -> object:
+        made = original(method, *rest)
+        if method == "POST":
+            play(server, job, finishing(job))
+        return made
+
+    server.answer = answer  # type: ignore[method-assign]
+    assert follow(job, server, launcher=keeping) == DONE
+    assert len(server.made("POST")) == 2
+
+
 def test_a_failed_job_is_replaced_once_it_is_gone(
     server: ApiServer, job: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
     play(server, job, status(("Failed", "ReachedMaxRestarts")))
     with pytest.raises(StageFailed, match=r"failed \(ReachedMaxRestarts\)"):
         follow(job, server)
-    write_failure(job, rank=1, error=RuntimeError("old"), can_be_fixed=False)
+    write_failure(job.directory, rank=1, error=RuntimeError("old"), can_be_fixed=False)
     caplog.clear()
     original = server.answer
 
@@ -204,7 +231,7 @@ def test_a_failed_job_is_replaced_once_it_is_gone(
     server.answer = answer  # type: ignore[method-assign]
     assert follow(job, server) == DONE
     assert told(caplog) == [
-        "replacing an earlier one that failed or has other settings",
+        "replacing one that failed, has other settings or lost its results",
         "waiting for an earlier one to be gone",
         "created",
         "complete (AllJobsCompleted)",
@@ -237,7 +264,7 @@ def test_a_job_that_does_not_go_is_told(server: ApiServer, job: Job) -> None:
     follow(job, server, launcher=TrainJob(after_success="keep"))
     server.looks_until_gone = 1000
     other = job.model_copy(update={"shards": "others"})
-    with pytest.raises(StageFailed, match="is not gone after 0 s; look for pods that do not end"):
+    with pytest.raises(StageFailed, match="is not gone after 3 s; look for pods that do not end"):
         follow(other, server)
 
 
@@ -307,7 +334,9 @@ def test_wrong_input_is_told_in_the_rank_s_own_words(server: ApiServer, job: Job
     failed = status(("Failed", "FailJobSetFailurePolicyAction"))
 
     def fail(found: dict[str, Any]) -> None:
-        write_failure(job, rank=1, error=ValueError("choose a smaller batch"), can_be_fixed=True)
+        write_failure(
+            job.directory, rank=1, error=ValueError("choose a smaller batch"), can_be_fixed=True
+        )
         failed(found)
 
     play(server, job, fail)
@@ -337,7 +366,7 @@ def test_wrong_input_ends_a_job_whose_operator_would_try_again(server: ApiServer
     restarting = status(("Restarting", "PyTorchJobRestarting"))
 
     def restart(found: dict[str, Any]) -> None:
-        write_failure(job, rank=0, error=ValueError("choose another"), can_be_fixed=True)
+        write_failure(job.directory, rank=0, error=ValueError("choose another"), can_be_fixed=True)
         restarting(found)
 
     play(server, job, status(("Running", "r")), restart, restart)
@@ -348,7 +377,7 @@ def test_wrong_input_ends_a_job_whose_operator_would_try_again(server: ApiServer
 
 def test_a_job_is_done_but_its_files_say_otherwise(server: ApiServer, job: Job) -> None:
     play(server, job, status(("Complete", "AllJobsCompleted")))
-    with pytest.raises(StageFailed, match="the ranks ended in good order and no result"):
+    with pytest.raises(StageFailed, match="the ranks ended with code 0 and no result"):
         follow(job, server)
 
 
@@ -361,7 +390,7 @@ def test_a_stopped_step_deletes_its_job(
 
     before = signal.getsignal(signal.SIGTERM)
     play(server, job, status(ready=2), stop)
-    with pytest.raises(Preempted, match="can go on from its last checkpoint") as stopped:
+    with pytest.raises(Preempted, match="can go on from what it saved") as stopped:
         follow(job, server, launcher=launcher)
     assert stopped.value.code == 75
     assert len(server.made("DELETE")) == 1

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from components.ranks.cluster_job import own_pod, rendered, training_of
 from components.runtime.context import RunContext
-from components.train.cluster_job import own_pod, rendered, training_of
 from components.train.config import Topology, TrainStage
 from components.train.job import Job
 from k8s.launchers import ClusterLaunch, PyTorchJob, TrainJob, launch_of

@@ -1,4 +1,4 @@
-"""What a training asks a cluster for: its job with the environment and the command of its pods."""
+"""What ranks ask a cluster for: their job with the environment and the command of its pods."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
+from components.ranks.job import RanksJob
 from components.runtime.manifests import digest_of
 from components.runtime.storage import is_remote
-from components.train.job import Job
 from k8s.job_kind import JobKind
 from k8s.launchers import ClusterLaunch, PyTorchJobLaunch, TrainJobLaunch
 from k8s.placement import TrainingPods
@@ -36,14 +36,14 @@ def own_pod(pods: TrainingPods) -> Owner | None:
     return Owner(name=name, uid=uid) if name and uid else None
 
 
-def training_of(job: Job, *, pods: TrainingPods, owner: Owner | None) -> Training:
+def training_of(job: RanksJob, *, pods: TrainingPods, owner: Owner | None) -> Training:
     """What a job asks a cluster for.
 
     Raises:
         ValueError: The tracking server's address holds a password, which a manifest would show, or
             there is no tracking server that the training's pods could reach.
     """
-    context, topology = job.context, job.stage.topology
+    context, topology = job.context, job.topology
     address = urlsplit(context.resolved_tracking_uri)
     if address.username is not None or address.password is not None:
         raise ValueError(
@@ -68,7 +68,7 @@ def training_of(job: Job, *, pods: TrainingPods, owner: Owner | None) -> Trainin
         run_id=context.run_id,
         run_name=context.run_name,
         stage=job.phase,
-        command=("python3", "-m", "components.train.agent", job.uri),
+        command=("python3", "-m", "components.ranks.agent", job.worker, job.uri),
         num_nodes=topology.num_nodes,
         processes_per_node=topology.processes_per_node,
         environment={name: value for name, value in environment.items() if name not in secret},

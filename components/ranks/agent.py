@@ -11,52 +11,57 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from components.ranks.job import (
+    PREEMPTED,
+    WRONG_INPUT,
+    first_failure,
+    forget_outcome,
+    text_of_job,
+)
 from components.runtime.logging import set_up_logging
 from components.runtime.processes import die_with_parent
-from components.runtime.stage import WRONG_INPUT
 from components.runtime.storage import StorageError
-from components.train.job import PREEMPTED, first_failure, forget_outcome, read_job
 
 logger = logging.getLogger(__name__)
 
 USER_ERROR = 64
 """Exit code (EX_USAGE): wrong input, which another attempt would not put right."""
 GRACE_SECONDS = 120
-"""How long ranks may take to finish their step and write a checkpoint after SIGTERM."""
+"""How long ranks may take to save what they are at after SIGTERM."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run torchrun; 0 done, 64 wrong input, 75 stopped with a checkpoint, 1 any other failure.
+    """Run torchrun; 0 done, 64 wrong input, 75 stopped with all saved, 1 any other failure.
 
-    A job alone, a path or a URI, is run with torchrun's settings from PET_*, as a pod of a
-    training has them. Otherwise the arguments are torchrun's own.
+    A module and its job, a path or a URI, are run with torchrun's settings from PET_*, as pods of
+    a job have them. Otherwise the arguments are torchrun's own.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     die_with_parent()
-    if len(arguments) != 1 or arguments[0].startswith("-"):
+    if len(arguments) != 2 or arguments[0].startswith("-"):
         return run_ranks(arguments)
-    return run_node(arguments[0])
+    return run_node(*arguments)
 
 
-def run_node(job_uri: str) -> int:
+def run_node(worker: str, job_uri: str) -> int:
     """Run this node's ranks of a job that may have other nodes; the exit code.
 
     The first node forgets how an earlier attempt ended: the others wait for it to meet them.
     """
     set_up_logging()
+    directory = job_uri.rpartition("/")[0]
     try:
-        job = read_job(job_uri)
+        text_of_job(job_uri)
     except ValueError as error:
         logger.error("%s", error)
         return 1 if isinstance(error, StorageError) else USER_ERROR
     if os.environ.get("PET_NODE_RANK", "0") == "0":
-        forget_outcome(job)
-    worker = ["-m", "components.train.worker", job_uri]
-    code = run_ranks([f"--shutdown-timeout={GRACE_SECONDS}", *worker])
+        forget_outcome(directory)
+    code = run_ranks([f"--shutdown-timeout={GRACE_SECONDS}", "-m", worker, job_uri])
     if code != 1:
         return code
     # A rank of another node may have met wrong input, of which this one's only saw the hang-up.
-    failure = first_failure(job)
+    failure = first_failure(directory)
     return USER_ERROR if failure is not None and failure.can_be_fixed else 1
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from components.ranks.launcher import check_launch, run_job
 from components.runtime.context import RunContext
 from components.runtime.progress import Reporter
 from components.runtime.stage import StageFailed
 from components.train.config import Topology, TrainStage
 from components.train.job import Job
-from components.train.launcher import check_launch, train
 from k8s.launchers import Processes, PyTorchJob, TrainJob, launch_of
+from k8s.placement import PodResources
 from tests.golden.manifests import BARE
 from tests.k8s.api_server import TOKEN, ApiServer, api_server
 
@@ -25,12 +26,21 @@ def server() -> Iterator[ApiServer]:
         yield server
 
 
-def test_several_nodes_need_a_cluster(stage: TrainStage) -> None:
-    two = stage.model_copy(update={"topology": Topology(num_nodes=2)})
-    with pytest.raises(ValueError, match=r"topology\.num_nodes 2 needs a cluster launcher"):
-        check_launch(Processes(), stage=two)
-    check_launch(launch_of(TrainJob(), pods=BARE), stage=two)
-    check_launch(Processes(), stage=stage)
+def test_several_nodes_need_a_cluster() -> None:
+    two = Topology(num_nodes=2)
+    with pytest.raises(ValueError, match=r"^embedding\.num_nodes 2 needs a cluster launcher"):
+        check_launch(Processes(), topology=two, name="embedding")
+    check_launch(launch_of(TrainJob(), pods=BARE), topology=two)
+    check_launch(Processes(), topology=Topology(processes_per_node=2))
+
+
+def test_every_rank_has_its_own_gpu() -> None:
+    resources = PodResources(cpu="2", memory="4Gi", num_gpus=2)
+    launch = launch_of(TrainJob(), pods=BARE.model_copy(update={"resources": resources}))
+    check_launch(launch, topology=Topology(processes_per_node=2))
+    with pytest.raises(ValueError, match=r"topology\.processes_per_node 3 is more than the 2 GPUs"):
+        check_launch(launch, topology=Topology(processes_per_node=3))
+    check_launch(launch_of(TrainJob(), pods=BARE), topology=Topology(processes_per_node=3))
 
 
 def test_ranks_of_this_machine_need_no_client_of_a_cluster() -> None:
@@ -78,7 +88,7 @@ def test_a_cluster_s_launcher_makes_the_job_that_was_asked_for(
 
     server.answer = answer  # type: ignore[method-assign,assignment]
     with pytest.raises(StageFailed, match="DeadlineExceeded"):
-        train(
+        run_job(
             job,
             launch=launch_of(launcher, pods=BARE),
             lock=0,

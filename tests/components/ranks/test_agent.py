@@ -11,20 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from components.ranks.job import PREEMPTED, first_failure, write_failure
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
 from components.runtime.tracking import Tracker
 from components.train.config import TrainStage
-from components.train.job import (
-    PREEMPTED,
-    Job,
-    first_failure,
-    read_result,
-    write_failure,
-    write_job,
-)
+from components.train.job import Job, read_result
 
-AGENT = [sys.executable, "-W", "ignore", "-m", "components.train.agent"]
+AGENT = [sys.executable, "-W", "ignore", "-m", "components.ranks.agent"]
 
 
 @pytest.fixture
@@ -41,7 +35,7 @@ def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_pa
 
 def start(job: Job) -> subprocess.Popen[bytes]:
     """The node of a pod; Trainer's variables are all it is told."""
-    write_job(job)
+    job.write()
     trainer = {
         "PET_NNODES": "1",
         "PET_NPROC_PER_NODE": "1",
@@ -49,7 +43,7 @@ def start(job: Job) -> subprocess.Popen[bytes]:
         "PET_MASTER_ADDR": "127.0.0.1",
         "PET_MASTER_PORT": "29521",
     }
-    return subprocess.Popen([*AGENT, job.uri], env=os.environ | trainer)
+    return subprocess.Popen([*AGENT, job.worker, job.uri], env=os.environ | trainer)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +73,15 @@ def test_wrong_input_is_never_tried_again(job: Job, tmp_path: Path) -> None:
     weights.write_bytes(b"not one")
     job = job.model_copy(update={"starting_weights": str(weights)})
     assert start(job).wait(timeout=120) == 64
-    failure = first_failure(job)
+    failure = first_failure(job.directory)
     assert failure is not None
     assert failure.can_be_fixed
 
 
 def test_a_stopped_node_writes_a_checkpoint_and_goes_on_later(job: Job) -> None:
-    write_failure(job, rank=3, error=ValueError("of an earlier attempt"), can_be_fixed=True)
+    write_failure(
+        job.directory, rank=3, error=ValueError("of an earlier attempt"), can_be_fixed=True
+    )
     node = start(job)
     end = time.monotonic() + 120
     while not (job.checkpoints / "step_00000005").exists():
@@ -96,7 +92,7 @@ def test_a_stopped_node_writes_a_checkpoint_and_goes_on_later(job: Job) -> None:
     stopped = read_result(job)
     assert stopped is not None
     assert not stopped.is_finished
-    assert first_failure(job) is None
+    assert first_failure(job.directory) is None
     assert start(job).wait(timeout=120) == 0
     finished = read_result(job)
     assert finished is not None
@@ -105,7 +101,10 @@ def test_a_stopped_node_writes_a_checkpoint_and_goes_on_later(job: Job) -> None:
 
 def test_a_missing_job_is_wrong_input(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [*AGENT, str(tmp_path / "absent.json")], capture_output=True, text=True, check=False
+        [*AGENT, Job.worker, str(tmp_path / "absent.json")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 64
     assert "absent.json does not exist" in ended.stderr

@@ -1,4 +1,4 @@
-"""Starts a training as a job of the cluster, follows it to its end and tells how it went."""
+"""Starts ranks as a job of the cluster, follows it to its end and tells how it went."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+from components.ranks.cluster_job import rendered
+from components.ranks.job import RanksJob, first_failure, forget_outcome
+from components.ranks.job_log import JobLog
+from components.ranks.outcome import Preempted, check_outcome, in_words
 from components.runtime.progress import Reporter
 from components.runtime.stage import StageFailed
-from components.train.cluster_job import rendered
-from components.train.job import Job, Result, first_failure, forget_outcome, write_job
-from components.train.job_log import JobLog
-from components.train.outcome import Preempted, in_words, outcome
 from k8s.cluster import AlreadyExists, Cluster, ClusterRefused, ClusterUnreachable
 from k8s.job_kind import JobKind
 from k8s.job_state import JobState, job_state
@@ -46,16 +46,16 @@ class Patience:
     """For a job to be gone."""
 
 
-def train_on_cluster(
-    job: Job,
+def run_on_cluster(
+    job: RanksJob,
     *,
     launch: ClusterLaunch,
     training: Training,
     cluster: Cluster,
     report: Reporter,
     patience: Patience = Patience(),
-) -> Result:
-    """Create the training's job, or adopt the one of an earlier attempt, and follow it.
+) -> None:
+    """Create the ranks' job, or adopt the one of an earlier attempt, and follow it.
 
     Raises:
         StageFailed: The job failed, is gone, or cannot be followed any more.
@@ -75,7 +75,7 @@ def train_on_cluster(
         patience=patience,
     )
     with _told_to_stop(follower.stop):
-        return follower.run()
+        follower.run()
 
 
 @contextmanager
@@ -97,7 +97,7 @@ def _told_to_stop(stop: threading.Event) -> Iterator[None]:
 class _Follower:
     """One step's hold of one job."""
 
-    job: Job
+    job: RanksJob
     launch: ClusterLaunch
     kind: JobKind
     manifest: dict[str, Any]
@@ -115,7 +115,7 @@ class _Follower:
         name: str = self.manifest["metadata"]["name"]
         return name
 
-    def run(self) -> Result:
+    def run(self) -> None:
         """From creation or adoption to the end."""
         try:
             self._start()
@@ -129,8 +129,8 @@ class _Follower:
             raise
         if not state.is_finished:
             self._let_go()
-            raise Preempted(f"told to stop; {self.what} can go on from its last checkpoint")
-        return self._result(state)
+            raise Preempted(f"told to stop; {self.what} can go on from what it saved")
+        self._finish(state)
 
     @property
     def what(self) -> str:
@@ -143,8 +143,8 @@ class _Follower:
         while time.monotonic() < deadline:
             found = self.cluster.get(self.kind, self.name)
             if found is None:
-                forget_outcome(self.job)
-                write_job(self.job)
+                forget_outcome(self.job.directory)
+                self.job.write()
                 with suppress(AlreadyExists):  # made in between: look again
                     self.cluster.create(self.kind, self.manifest)
                     self._tell("created")
@@ -155,7 +155,7 @@ class _Follower:
                 self._adopt(found)
                 return
             else:
-                self._tell("replacing an earlier one that failed or has other settings")
+                self._tell("replacing one that failed, has other settings or lost its results")
                 self.cluster.delete(self.kind, self.name)
             if self.stop.wait(self.patience.shortest_pause):
                 raise Preempted(f"told to stop before {self.what} was started")
@@ -165,7 +165,7 @@ class _Follower:
         )
 
     def _can_be_adopted(self, found: dict[str, Any]) -> bool:
-        """Whether a job does what this one would, and has not failed.
+        """Whether a job does what this one would, has not failed, and left what it was to make.
 
         Raises:
             _FailedForGood: It met wrong input, and Kubeflow only tries the step again.
@@ -177,7 +177,7 @@ class _Follower:
         state = job_state(found, has_run=False)
         if state.is_user_error and int(os.environ.get(RETRY_VARIABLE, "0")) > 0:
             raise _FailedForGood(self._failure(state))
-        return state.phase != "failed"
+        return self.job.is_finished() if state.phase == "complete" else state.phase != "failed"
 
     def _adopt(self, found: dict[str, Any]) -> None:
         """Make the job this pod's, and let it run if an earlier attempt suspended it."""
@@ -227,14 +227,14 @@ class _Follower:
 
     def _refuse_wrong_input(self) -> None:
         """Do not let wrong input be tried again, where the operator cannot tell it."""
-        said = first_failure(self.job)
+        said = first_failure(self.job.directory)
         if said is not None and said.can_be_fixed:
             raise StageFailed(in_words(said))
 
     def _tell(self, news: str, *, percent: int | None = None) -> None:
         """Log what has changed; the same is told once."""
         if percent is not None:
-            self.report("training", percent, 100, unit="percent")
+            self.report(self.job.work, percent, 100, unit="percent")
         if news != self.told:
             self.told = news
             logger.info("%s: %s", self.what, news)
@@ -244,7 +244,7 @@ class _Follower:
         try:
             if self.launch.on_stop == "delete":
                 self.cluster.delete(self.kind, self.name)
-                self._tell("deleted; its ranks write a checkpoint first")
+                self._tell("deleted; its ranks save what they are at first")
                 return
             change = {
                 "metadata": {"annotations": {SUSPENDED_ANNOTATION: "true"}},
@@ -255,12 +255,12 @@ class _Follower:
         except (ClusterUnreachable, ClusterRefused) as error:
             logger.warning("%s is left behind: %s", self.what, error)
 
-    def _result(self, state: JobState) -> Result:
-        """The result of a finished job, or its failure with all that is known of it."""
+    def _finish(self, state: JobState) -> None:
+        """Tell how a finished job went, a failure with all that is known of it."""
         try:
             if state.phase == "failed":
                 raise StageFailed(self._failure(state))
-            return outcome(self.job, ended="in good order")
+            check_outcome(self.job, code=0)
         finally:
             is_done = state.phase == "complete"
             policy = self.launch.after_success if is_done else self.launch.after_failure
@@ -270,7 +270,7 @@ class _Follower:
 
     def _failure(self, state: JobState) -> str:
         """Why the job failed: the rank's own words first, then the cluster's."""
-        said = first_failure(self.job)
+        said = first_failure(self.job.directory)
         if said is not None and said.can_be_fixed:
             return in_words(said)
         if state.is_user_error:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from components.ranks.job_log import JobLog
 from components.runtime.progress import Reporter
-from components.train.job_log import JobLog
 from k8s.job_kind import JobKind
 from k8s.pytorchjob import PYTORCH_JOBS
 from k8s.trainjob import TRAIN_JOBS

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from components.ranks.job import write_failure
+from components.ranks.local_launcher import run_ranks
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
 from components.runtime.processes import exclusive_directory
 from components.runtime.stage import StageFailed
 from components.runtime.tracking import Tracker
 from components.train.config import Topology, TrainStage
-from components.train.job import Job, write_failure
-from components.train.local_launcher import run_ranks
+from components.train.job import Job, read_result
 
 
 @pytest.fixture
@@ -31,11 +32,15 @@ def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_pa
 
 
 def test_ranks_of_this_machine_leave_one_result(job: Job) -> None:
-    write_failure(job, rank=0, error=ValueError("of an earlier attempt"), can_be_fixed=True)
+    write_failure(
+        job.directory, rank=0, error=ValueError("of an earlier attempt"), can_be_fixed=True
+    )
     with exclusive_directory(job.root) as lock:
-        result = run_ranks(job, lock=lock)
-    assert result.is_finished
+        run_ranks(job, lock=lock)
+    result = read_result(job)
+    assert result is not None
     assert result.step == 2
+    assert job.is_finished()
     assert job.teacher.exists()
 
 

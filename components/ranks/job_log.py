@@ -1,4 +1,4 @@
-"""What the pods of a training job say, brought into the log of the step that follows it."""
+"""What the pods of a job say, brought into the log of the step that follows it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ LINES = 200
 """Looked back at every time; what comes faster is left out."""
 KEPT = 15
 """Last lines that a failure shows."""
-STEP = re.compile(r"step (\d+)/(\d+)")
+PROGRESS = re.compile(r"\] ([^·]+) · (\w+) (\d+)/(\d+)")
+"""Task, unit, done and total in a line of progress."""
 
 
 class JobLog:
@@ -81,9 +82,10 @@ class JobLog:
             if _sortable(time) <= self._last_time:
                 continue
             self._last_time = _sortable(time)
-            found = STEP.search(text)
+            found = PROGRESS.search(text)
             if found is not None:
-                self._report("training", int(found[1]), int(found[2]), unit="step")
+                task, unit, done, total = found.groups()
+                self._report(task, int(done), int(total), unit=unit)
             else:
                 self._last_lines.append(text)
                 logger.info("%s", text)

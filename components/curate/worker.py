@@ -1,0 +1,78 @@
+"""One rank that embeds, as torchrun starts it: `python -m components.curate.worker JOB`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from components.curate.embedder import embedder_of
+from components.curate.job import EmbeddingJob, ImageSet
+from components.curate.pile import StoredImages
+from components.ranks.rank import run_rank
+from components.runtime.progress import Reporter
+from components.runtime.storage import send
+from dinov2_core.curation.looking import look
+from dinov2_core.curation.manifest import write_table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Embed; exit codes are 0 finished, 75 stopped by SIGTERM after a block, 2 wrong input."""
+    return run_rank(argv, kind=EmbeddingJob, work=_embed)
+
+
+def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
+    """Look at the blocks of this rank that are not there yet, each of which is kept at once."""
+    rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if rank:
+        logging.disable(logging.WARNING)
+    report = Reporter(None if rank else job.progress, stage=job.phase)
+    torch.set_num_threads(job.topology.threads_per_process)
+    share = job.blocks()[rank::num_ranks]
+    finished = job.finished_blocks()
+    left = [block for block in share if block.name not in finished]
+    files = {one.role: _opened(one) for one in job.sets}
+    embedder = embedder_of(job.settings.embedding, local_rank=int(os.environ["LOCAL_RANK"]))
+    total = sum(len(block.numbers) for block in share)
+    done = total - sum(len(block.numbers) for block in left)
+    for block in left:
+        report(job.work, done, total, detail=f"first of {num_ranks} ranks")
+        if stop.is_set():
+            return False
+        table = look(
+            files[block.role],
+            block.numbers,
+            embedder=embedder,
+            min_side_pixels=job.settings.min_side_pixels,
+            num_threads=job.topology.loader_threads,
+        )
+        path = job.path_of(block)
+        write_table(table, path)
+        send(path, job.place_of(path))
+        done += len(block.numbers)
+    report(job.work, done, total, detail=f"first of {num_ranks} ranks")
+    return True
+
+
+def _opened(images: ImageSet) -> StoredImages:
+    """The files of a set.
+
+    Raises:
+        ValueError: There are more or fewer than when the job was made.
+    """
+    files = StoredImages(images.places)
+    if len(files) != images.num_files:
+        raise ValueError(
+            f"{', '.join(images.places)} holds {len(files)} files here, and held "
+            f"{images.num_files} for the step that started this rank; put them where all nodes "
+            "see them, and start again when nobody changes them"
+        )
+    return files
+
+
+if __name__ == "__main__":
+    sys.exit(main())
