@@ -151,7 +151,8 @@ def test_the_whole_demo_runs_in_containers(image: str, tmp_path: Path) -> None:
     assert result["status"] == "succeeded"
     assert list(result["stages"]) == ["curate", "pretrain", "finetune", "evaluate", "register"]
     assert result["mlflow"]["alias"] == "champion"
-    assert result["metrics"]["evaluate/fashion_mnist/knn_top1"] > 0.6
+    numbers = result["metrics"]
+    assert numbers["fashion_mnist/knn_top1"] > numbers["fashion_mnist/knn_top1_untrained"]
 
 
 def absolute(values: dict[str, Any]) -> dict[str, Any]:
