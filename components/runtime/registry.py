@@ -21,6 +21,8 @@ from components.runtime.tracking import StageRun, check_reachable, package_versi
 
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy", "pandas")
 """What a consumer needs to run a registered teacher."""
+MODEL_TAGS = {"mlflow.user": "dinopipe"}
+"""MLflow would write the name that it signs in with."""
 METRIC_TAG = "dinopipe.gate_metric"
 VALUE_TAG = "dinopipe.gate_value"
 EVALUATION_TAG = "dinopipe.evaluation_sha256"
@@ -98,6 +100,7 @@ class Registry:
                 input_example=pd.DataFrame({"image": [base64.b64encode(example).decode()]}),
                 pip_requirements=[f"{name}=={package_version(name)}" for name in REQUIREMENTS],
                 registered_model_name=self.model_name,
+                tags=MODEL_TAGS,
             )
             if metrics:
                 mlflow.log_metrics(metrics, model_id=logged.model_id)
