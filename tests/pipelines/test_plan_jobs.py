@@ -38,7 +38,7 @@ def test_the_planned_job_is_the_launchers_but_for_what_the_step_adds(
 ) -> None:
     monkeypatch.setenv("AWS_REGION", "of-this-shell")
     spec = a_spec(tmp_path, kind)
-    target = target_of(spec, workdir="s3://bucket/work")
+    target = target_of(spec, workdir="s3://bucket/runs")
     text = launcher_of(
         spec.placement, resources=spec.resources.finetune, image=IMAGE, volume=target.volume
     )
@@ -48,8 +48,8 @@ def test_the_planned_job_is_the_launchers_but_for_what_the_step_adds(
         phase="finetune",
         stage=spec.finetune_stage,
         context=cluster_context(spec, workdir=target.workdir).model_copy(update={"run_id": RUN}),
-        directory="s3://bucket/work/stages/finetune/0123456789abcdef",
-        shards="s3://bucket/work/shards",
+        directory="s3://bucket/runs/stages/finetune/0123456789abcdef",
+        shards="s3://bucket/runs/shards",
         mlflow_run_id="c0ffee",
     )
     made = rendered(launch, training=training_of(job, pods=launch.pods, owner=None))[1]
@@ -103,4 +103,4 @@ def test_processes_need_no_job(tmp_path: Path) -> None:
 def test_what_the_launcher_refuses_is_refused_here(tmp_path: Path) -> None:
     spec = a_spec(tmp_path, "trainjob", tracking__uri="")
     with pytest.raises(ValueError, match=r"set tracking\.uri to an MLflow server"):
-        planned_job("pretrain", spec, target_of(spec, workdir="s3://bucket/work"))
+        planned_job("pretrain", spec, target_of(spec, workdir="s3://bucket/runs"))
