@@ -20,7 +20,8 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
 def bfloat16_units() -> Iterator[None]:
     """Let a CPU compute float32 matrix products with its bfloat16 units, summed in float32.
 
-    Exact for factors that came from bfloat16. A setting of the process, restored afterwards.
+    Exact for factors that came from bfloat16. A CPU without matrix units takes oneDNN's float32
+    kernel instead of the usual library's. A setting of the process, restored afterwards.
     """
     settings: Any = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009  (made at import)
     before = settings.fp32_precision

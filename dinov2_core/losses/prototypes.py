@@ -209,7 +209,7 @@ def _product(left: Tensor, *, right: Tensor) -> Tensor:
             return left.float() @ right.float()
 
 
-def _gradient_product(left: Tensor, *, right: Tensor) -> Tensor:
+def _gradient_product(left: Tensor, *, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Matrix product of a gradient that ends in the factors' type, summed in float32.
 
     A CPU has no product of bfloat16 factors with a float32 result: rounding the result, as the
@@ -217,8 +217,9 @@ def _gradient_product(left: Tensor, *, right: Tensor) -> Tensor:
     """
     if device_kind(left) == "cpu" and left.dtype == right.dtype == torch.bfloat16:
         with without_autocast(left.device):
-            return left @ right
-    return _product(left, right=right)
+            return torch.mm(left, right, out=out)
+    product = _product(left, right=right)
+    return product if out is None else out.copy_(product)
 
 
 class _LogPartition(torch.autograd.Function):
@@ -252,7 +253,7 @@ class _LogPartition(torch.autograd.Function):
             )
             softmax = chunk.exp_().to(features.dtype)
             features_grad += _gradient_product(softmax, right=prototypes[columns])
-            prototypes_grad[columns] = _gradient_product(softmax.T, right=weighted)
+            _gradient_product(softmax.T, right=weighted, out=prototypes_grad[columns])
         return features_grad.mul_(weight).to(features.dtype), prototypes_grad, None, None
 
 
@@ -275,5 +276,5 @@ class _ExpectedPrototypes(torch.autograd.Function):
         prototypes_grad = grad_outputs[0].new_empty(ctx.shape, dtype=ctx.dtype)
         grad = grad_outputs[0].to(ctx.dtype)
         for columns, targets in _assignment_chunks(ctx.assignments, chunk_size=ctx.chunk_size):
-            prototypes_grad[columns] = _gradient_product(targets.to(ctx.dtype).T, right=grad)
+            _gradient_product(targets.to(ctx.dtype).T, right=grad, out=prototypes_grad[columns])
         return prototypes_grad, None, None
