@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,12 @@ def server() -> Iterator[KfpServer]:
     """Kubeflow Pipelines on loopback."""
     with running_server() as content:
         yield content
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts() -> None:
+    """A shell has its background jobs ignore interrupts, and whatever they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
