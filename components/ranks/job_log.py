@@ -39,6 +39,7 @@ class JobLog:
             else ("batch.kubernetes.io/job-completion-index", "0")
         )
         self._last_time = ""
+        self._num_at_last_time = 0
         self._last_lines: deque[str] = deque(maxlen=KEPT)
         self._troubles: dict[str, str] = {}
 
@@ -77,11 +78,18 @@ class JobLog:
 
     def _tell_lines(self, stamped: list[str]) -> None:
         """Log lines that came after the last one seen; progress goes to the step's own."""
+        num_told = self._num_at_last_time
         for line in stamped:
-            time, _, text = line.partition(" ")
-            if _sortable(time) <= self._last_time:
+            stamp, _, text = line.partition(" ")
+            time = _sortable(stamp)
+            if time < self._last_time:
                 continue
-            self._last_time = _sortable(time)
+            if time > self._last_time:
+                self._last_time, self._num_at_last_time, num_told = time, 0, 0
+            if num_told:  # lines of one time are told apart by their number
+                num_told -= 1
+                continue
+            self._num_at_last_time += 1
             found = PROGRESS.search(text)
             if found is not None:
                 task, unit, done, total = found.groups()

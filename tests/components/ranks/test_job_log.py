@@ -57,6 +57,21 @@ def test_lines_of_the_first_node_are_told_once(
     assert log.last_words() == ["  one", "  two", "  three"]
 
 
+def test_lines_of_one_time_are_told_apart(
+    server: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_pod(server, "first", TRAINER)
+    now, later = "2026-01-01T00:00:01Z", "2026-01-01T00:00:02Z"
+    server.logs["first"] = [f"{now} one", f"{now} two"]
+    log = log_of(server)
+    log.catch_up()
+    log.catch_up()
+    server.logs["first"] += [f"{now} three", f"{later} four", f"{later} five"]
+    log.catch_up()
+    log.catch_up()
+    assert caplog.messages == ["one", "two", "three", "four", "five"]
+
+
 def test_the_log_of_a_restarted_node_goes_on(
     server: ApiServer, caplog: pytest.LogCaptureFixture
 ) -> None:
