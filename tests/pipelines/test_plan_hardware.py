@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -111,10 +112,13 @@ def timed(config: TrainingConfig, *, world_size: int, folder: Path) -> dict[str,
 
 
 @pytest.mark.slow
-def test_two_ranks_take_the_time_that_follows_from_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_two_ranks_take_the_time_that_follows_from_one(
+    precision: Literal["fp32", "bf16"], tmp_path: Path
+) -> None:
     """One rank sets how fast work is done, a gather and a tiny reduction how fast the network is;
     the step of two ranks follows. Within half: other processes share the cores."""
-    config = small_config()
+    config = small_config(precision=precision)
     one = timed(config, world_size=1, folder=tmp_path)
     two = timed(config, world_size=2, folder=tmp_path)
     costs = {world: trace_step(config, world_size=world, kind="cpu") for world in (1, 2)}
