@@ -57,6 +57,8 @@ class Pod:
     """Why it does not run or how it ended, in words; empty while all is well."""
     started: str
     """When it was created, RFC 3339."""
+    has_ended: bool
+    """Whether its containers will not run any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -338,6 +340,7 @@ def _pod(item: dict[str, Any]) -> Pod:
         labels=metadata.get("labels", {}),
         trouble=_trouble(status),
         started=metadata.get("creationTimestamp", ""),
+        has_ended=status.get("phase") in ("Succeeded", "Failed"),
     )
 
 

@@ -112,7 +112,10 @@ class Affinity(Values):
 
 
 class NodeTopology(Values):
-    """Keeps the nodes of one training close together."""
+    """Keeps the nodes of one training close together.
+
+    With a queue, Kueue does it, and admits nothing unless the queue's flavor names a Topology.
+    """
 
     level: LabelKey
     """Label of nodes that share a value when they are close, such as a rack or a fabric's block."""
@@ -186,8 +189,8 @@ class PodPlacement(Values):
     topology: NodeTopology | None = None
     """How close the nodes of one training are."""
     shared_memory: Quantity | None = "4Gi"
-    """Size of /dev/shm of pods that train or have accelerators; counts as their memory. The
-    container runtime's own 64 MiB when null."""
+    """Size of /dev/shm of pods that train or have accelerators; counts as their memory. When null,
+    that of the training runtime, elsewhere the container runtime's own 64 MiB."""
     environment: dict[str, str] = Field({})
     """Variables of networks and threads for the same pods, such as NCCL_IB_HCA; no secrets."""
     secrets: tuple[SecretKeys, ...] = ()

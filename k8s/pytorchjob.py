@@ -6,6 +6,7 @@ from typing import Any
 
 from k8s.job_kind import JobKind
 from k8s.training import (
+    USER,
     Training,
     environment_of,
     metadata_of,
@@ -19,8 +20,6 @@ from k8s.training import (
 PYTORCH_JOBS = JobKind(group="kubeflow.org", version="v1", plural="pytorchjobs")
 CONTAINER = "pytorch"
 """Name that the operator demands of the container."""
-USER = 10001
-"""Numeric user and group of our image."""
 GRACE_SECONDS = 300
 """How long a stopped pod may take to write its checkpoint."""
 
@@ -29,7 +28,9 @@ def pytorchjob(training: Training, *, max_restarts: int) -> dict[str, Any]:
     """The manifest of a PyTorchJob without elasticity.
 
     The operator has no runtime to take a pod from, so the whole pod stands here, fit for a
-    namespace with the restricted Pod Security Standard.
+    namespace with the restricted Pod Security Standard. The init container that the operator adds
+    to workers is not: for more than one node it has to be started with
+    --pytorch-init-container-template-file and a template that drops all rights.
 
     Args:
         training: What is asked for.

@@ -17,6 +17,8 @@ JOB_LABEL, RUN_LABEL, STAGE_LABEL = "dinopipe/job", "dinopipe/run", "dinopipe/st
 HASH_ANNOTATION = "dinopipe/spec-sha256"
 LONGEST_NAME = 40
 """Pods are called NAME-node-0-INDEX-SUFFIX, in 63 characters."""
+USER = 10001
+"""Numeric user and group of our image."""
 SHARED_MEMORY, WORK = "shared-memory", "work"
 """Names of volumes; the runtime's own of the same name gives way."""
 

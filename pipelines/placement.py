@@ -13,7 +13,7 @@ from k8s.launchers import Launcher, Processes, launch_of
 from k8s.placement import Deadlines, NodePreference, NodeRequirement, PodPlacement, TrainingPods
 from k8s.placement import PodResources as PodResources
 from k8s.placement import Volume as Volume
-from k8s.training import PRIORITY_LABEL, QUEUE_LABEL, SHARED_MEMORY, STAGE_LABEL
+from k8s.training import PRIORITY_LABEL, QUEUE_LABEL, SHARED_MEMORY, STAGE_LABEL, USER
 from k8s.values import Quantity
 
 
@@ -59,10 +59,8 @@ class Retries(Frozen):
     """Attempts after the first."""
     backoff_seconds: int = Field(60, ge=1)
     """Before the first of them."""
-    factor: float = Field(2.0, ge=1)
-    """By which the wait grows."""
-    longest_seconds: int = Field(3600, ge=1)
-    """Of one wait."""
+    factor: int = Field(2, ge=1, le=10)
+    """By which the wait grows; Argo takes whole numbers only."""
 
 
 class Placement(PodPlacement):
@@ -137,6 +135,8 @@ def place_on_cluster(
         kubernetes.use_secret_as_env(task, secret.name, {key: key for key in secret.keys})
     if placement.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(placement.image_pull_secrets))
+    # Kubeflow adds the rest of what the restricted Pod Security Standard asks for, but not this.
+    kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.set_timeout(task, placement.deadlines.step_seconds)
     retries = placement.retries
     if retries.count:
@@ -144,7 +144,8 @@ def place_on_cluster(
             retries.count,
             backoff_duration=f"{retries.backoff_seconds}s",
             backoff_factor=retries.factor,
-            backoff_max_duration=f"{retries.longest_seconds}s",
+            # Counts from the start of the first attempt, and ends a later one that is running.
+            backoff_max_duration=f"{placement.deadlines.pipeline_seconds}s",
         )
     if is_heavy:
         _place_on_nodes(task, placement)

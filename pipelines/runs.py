@@ -10,14 +10,22 @@ from typing import Any
 
 import kfp
 
+from k8s.training import STAGE_LABEL
 from pipelines.connection import ClusterError, address_of, be_patient, fetch_text
 from pipelines.spec import STAGES
 
 SUCCEEDED = "SUCCEEDED"
+RUN_LABEL = "workflows.argoproj.io/workflow"
+"""Argo's label of a run's pods."""
 ENDED = (SUCCEEDED, "FAILED", "CANCELED", "SKIPPED", "ERROR")
 """States after which nothing happens any more."""
-POD_TEMPLATE = "system-container-impl"
-"""Argo's name of the part of a task that runs the container."""
+POD_TEMPLATES = tuple(
+    f"{metadata}{retried}system-container-impl"
+    for metadata in ("metadata-0-2-", "metadata-0-3-", "metadata-0-4-", "")
+    for retried in ("retry-", "")
+)
+"""Argo's names of the part of a task that runs the container: Kubeflow tells apart how many
+annotations and labels its pod has, and whether it may be tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +208,7 @@ def logs(client: kfp.Client, task: Task, *, run_id: str, namespace: str = "") ->
     if not task.pods:
         raise ClusterError(f"{task.name} has no pod yet, so it has written nothing", status=404)
     failure: ClusterError | None = None
-    for pod in (task.pods[-1], _argo_pod_name(task.pods[-1])):
+    for pod in (task.pods[-1], *_argo_pod_names(task.pods[-1])):
         place = {"podname": pod, "runid": run_id}
         place |= {"podnamespace": namespace} if namespace else {}
         # The API server's own address has the first, that of the user interface the second.
@@ -215,17 +223,18 @@ def logs(client: kfp.Client, task: Task, *, run_id: str, namespace: str = "") ->
                 if error.status in (0, 401, 403):
                     raise
     where = f" -n {namespace}" if namespace else ""
+    workflow = task.pods[-1].rpartition("-")[0]
     raise ClusterError(
         f"the server gives no log of {task.name} ({failure}); with access to the cluster: "
-        f"kubectl logs{where} {task.pods[-1]} -c main",
+        f"kubectl logs{where} -l {RUN_LABEL}={workflow},{STAGE_LABEL}={task.name} -c main",
         status=404,
     )
 
 
-def _argo_pod_name(node: str) -> str:
-    """The pod of an Argo node: its id with the template's name before the last part."""
+def _argo_pod_names(node: str) -> list[str]:
+    """The pod of an Argo node: its id with a template's name before the last part."""
     workflow, _, number = node.rpartition("-")
-    return f"{workflow}-{POD_TEMPLATE}-{number}"
+    return [f"{workflow}-{template}-{number}" for template in POD_TEMPLATES]
 
 
 def cancel(client: kfp.Client, run_id: str) -> RunState:

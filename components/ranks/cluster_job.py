@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,23 +17,30 @@ from k8s.pytorchjob import PYTORCH_JOBS, pytorchjob
 from k8s.training import Owner, Training
 from k8s.trainjob import TRAIN_JOBS, trainjob
 
+logger = logging.getLogger(__name__)
+
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 """Variables of the step's pod that training pods need too; none is secret."""
 
 
 def own_pod(pods: TrainingPods) -> Owner | None:
-    """The pod that this process runs in, which will own the job; None outside of a cluster.
+    """The pod that this process runs in, which will own the job.
 
-    Raises:
-        ValueError: The pod is in another namespace than the job will be, where it cannot own it.
+    None outside of a cluster, and in another namespace than the job's: an owner there would have
+    the job deleted at once.
     """
     name, uid = os.environ.get("POD_NAME"), os.environ.get("POD_UID")
     here, there = os.environ.get("POD_NAMESPACE"), pods.placement.namespace
     if here and here != there:
-        raise ValueError(
-            f"this step runs in namespace {here}, and an owner in another namespace than its "
-            f"training's {there} would have it deleted; set placement.namespace to {here}"
+        logger.warning(
+            "this step runs in namespace %s and its training in %s, where it cannot own it: should "
+            "the step be killed without warning, the training runs on to its end or deadline; "
+            "placement.namespace %s would keep them together",
+            here,
+            there,
+            here,
         )
+        return None
     return Owner(name=name, uid=uid) if name and uid else None
 
 

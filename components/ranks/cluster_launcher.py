@@ -142,7 +142,9 @@ class _Follower:
         deadline = time.monotonic() + self.patience.deletion
         while time.monotonic() < deadline:
             found = self.cluster.get(self.kind, self.name)
-            if found is None:
+            if found is None and self.log.has_pods():
+                self._tell("waiting for pods of an earlier one to end")  # they may still write
+            elif found is None:
                 forget_outcome(self.job.directory)
                 self.job.write()
                 with suppress(AlreadyExists):  # made in between: look again
@@ -217,7 +219,7 @@ class _Follower:
             has_run = has_run or state.phase == "running"
             if state.is_finished:
                 return state
-            if state.phase == "restarting":
+            if state.phase == "restarting" or not isinstance(self.launch, TrainJobLaunch):
                 self._refuse_wrong_input()
             changed = self.told != before
             pause = min(pause * 1.5, self.patience.longest_pause)
@@ -226,7 +228,10 @@ class _Follower:
         return state
 
     def _refuse_wrong_input(self) -> None:
-        """Do not let wrong input be tried again, where the operator cannot tell it."""
+        """Do not let wrong input be tried again, where the operator cannot tell it.
+
+        The operator v1 does not even tell that containers start again.
+        """
         said = first_failure(self.job.directory)
         if said is not None and said.can_be_fixed:
             raise StageFailed(in_words(said))

@@ -56,6 +56,14 @@ class JobLog:
         except (ClusterUnreachable, ClusterRefused) as error:
             logger.debug("no log: %s", error)
 
+    def has_pods(self) -> bool:
+        """Whether pods of the job run or may run, be it that the job itself is gone.
+
+        Raises:
+            ClusterRefused, ClusterUnreachable: They cannot be listed.
+        """
+        return any(not pod.has_ended for pod in self._cluster.pods(self._label, self._job))
+
     def last_words(self) -> list[str]:
         """Last lines of the first node and last events of the job, for an error's message."""
         self.catch_up()

@@ -60,6 +60,11 @@ def extended(build: Build, chosen: Path) -> list[Manifest]:
     folder = chosen / "extended"
     folder.mkdir()
     components = [f"../components/{name}" for name in EXTRA_COMPONENTS]
-    values = {"resources": ["../overlays/prod-gpu"], "components": components}
+    overlay = yaml.safe_load((chosen / "overlays/prod-gpu/kustomization.yaml").read_text())
+    values = {
+        "resources": ["../overlays/prod-gpu"],
+        "components": components,
+        "images": overlay["images"],
+    }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(values))
     return build(folder)

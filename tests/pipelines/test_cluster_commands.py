@@ -112,7 +112,7 @@ def test_wait_says_so_if_there_is_no_log(server: KfpServer, capsys: Output) -> N
     assert main(["wait", run_id]) == 1
     error = capsys.readouterr().err
     assert "curate FAILED: the server gives no reason" in error
-    assert "kubectl logs demo-x1-01 -c main" in error
+    assert "kubectl logs -l workflows.argoproj.io/workflow=demo-x1,dinopipe/stage=curate" in error
 
 
 def test_submit_waits_if_asked(server: KfpServer, spec: str, capsys: Output) -> None:

@@ -136,9 +136,18 @@ def test_secrets_volume_time_and_retries_reach_every_pod(tmp_path: Path) -> None
         assert pod["podMetadata"]["labels"]["dinopipe/stage"] == stage
         assert tasks[stage]["retryPolicy"]["maxRetryCount"] == 3
         assert tasks[stage]["retryPolicy"]["backoffDuration"] == "30s"
+        assert tasks[stage]["retryPolicy"]["backoffMaxDuration"] == "86400s"
+        assert pod["securityContext"] == {
+            "runAsUser": "10001", "runAsGroup": "10001", "runAsNonRoot": True
+        }  # fmt: skip
     platform = list(yaml.safe_load_all((tmp_path / "p.yaml").read_text()))[1]
     deadline = platform["platforms"]["kubernetes"]["pipelineConfig"]["activeDeadlineSeconds"]
     assert deadline == 86400
+
+
+def test_waits_do_not_grow_by_fractions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="placement.retries.factor"):
+        executors(tmp_path, "\nplacement:\n  retries: {factor: 1.5}\n")
 
 
 @pytest.mark.parametrize("launcher", ["trainjob", "pytorchjob"])

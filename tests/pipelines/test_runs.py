@@ -180,16 +180,27 @@ class TestLogs:
             "podname": "demo-x1-01", "runid": run_id, "podnamespace": "team",
         }  # fmt: skip
 
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "metadata-0-2-retry-system-container-impl",
+            "metadata-0-4-system-container-impl",
+            "system-container-impl",
+        ],
+    )
     def test_a_node_is_also_looked_for_by_the_name_of_its_pod(
-        self, server: KfpServer, client: kfp.Client, run_id: str
+        self, server: KfpServer, client: kfp.Client, run_id: str, template: str
     ) -> None:
-        server.logs["demo-x1-system-container-impl-01"] = "by pod"
+        server.logs[f"demo-x1-{template}-01"] = "by pod"
         task = state_of(client, run_id).tasks[0]
         assert logs(client, task, run_id=run_id) == "by pod"
 
     def test_a_server_without_them_leaves_a_command(self, client: kfp.Client, run_id: str) -> None:
         task = state_of(client, run_id).tasks[0]
-        with pytest.raises(ClusterError, match="kubectl logs -n team demo-x1-01 -c main"):
+        command = (
+            "kubectl logs -n team -l workflows.argoproj.io/workflow=demo-x1,dinopipe/stage=curate "
+        )
+        with pytest.raises(ClusterError, match=command):
             logs(client, task, run_id=run_id, namespace="team")
 
     def test_a_forbidden_log_is_said(

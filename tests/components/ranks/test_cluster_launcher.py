@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -311,17 +312,36 @@ def test_an_api_server_that_stays_away_leaves_the_job_running(server: ApiServer,
     assert not server.made("DELETE")
 
 
-def test_a_failure_shows_the_last_lines_and_events(server: ApiServer, job: Job) -> None:
+def pod_of(job: Job) -> dict[str, Any]:
     labels = {
         "jobset.sigs.k8s.io/jobset-name": name_of(job),
         "batch.kubernetes.io/job-completion-index": "0",
     }
-    server.pods.append({"metadata": {"name": "node-0", "labels": labels}, "status": {}})
+    return {"metadata": {"name": "node-0", "labels": labels}, "status": {"phase": "Running"}}
+
+
+def test_pods_that_outlive_their_job_are_waited_for(
+    server: ApiServer, job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trainer deletes what is past its deadline without waiting for the pods."""
+    server.pods.append(pod_of(job))
+    threading.Timer(0.3, server.pods[0]["status"].update, [{"phase": "Failed"}]).start()
+    play(server, job, finishing(job))
+    assert follow(job, server) == DONE
+    assert told(caplog)[:2] == ["waiting for pods of an earlier one to end", "created"]
+
+
+def test_a_failure_shows_the_last_lines_and_events(server: ApiServer, job: Job) -> None:
     server.logs["node-0"] = ["2026-01-01T00:00:00.1Z CUDA error: an illegal memory access"]
     server.events.append(
         {"involvedObject": {"name": "node-0"}, "reason": "OOMKilled", "message": "memory"}
     )
-    play(server, job, status(ready=2), status(("Failed", "ReachedMaxRestarts")))
+
+    def start(found: dict[str, Any]) -> None:
+        server.pods.append(pod_of(job))
+        status(ready=2)(found)
+
+    play(server, job, start, status(("Failed", "ReachedMaxRestarts")))
     with pytest.raises(StageFailed) as failed:
         follow(job, server)
     assert str(failed.value).splitlines()[1:] == [
@@ -363,13 +383,13 @@ def test_wrong_input_without_words_is_told_as_such(server: ApiServer, job: Job) 
 
 
 def test_wrong_input_ends_a_job_whose_operator_would_try_again(server: ApiServer, job: Job) -> None:
-    restarting = status(("Restarting", "PyTorchJobRestarting"))
+    running = status(("Running", "PyTorchJobRunning"))  # also while containers start again
 
     def restart(found: dict[str, Any]) -> None:
         write_failure(job.directory, rank=0, error=ValueError("choose another"), can_be_fixed=True)
-        restarting(found)
+        running(found)
 
-    play(server, job, status(("Running", "r")), restart, restart)
+    play(server, job, running, restart, running, running, running)
     with pytest.raises(StageFailed, match=r"^choose another$"):
         follow(job, server, launcher=PyTorchJob())
     assert len(server.made("DELETE")) == 1
