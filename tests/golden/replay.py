@@ -24,10 +24,20 @@ from dinov2_core.training.schedules import StepSchedule, schedule_at
 from dinov2_core.training.student_teacher import Losses, StudentTeacher
 
 CHUNKED_BLOCK = re.compile(r"blocks\.\d+\.(\d+)\.")
+LONE_LAYER = re.compile(r"(_head\.mlp)\.(weight|bias)$")
 CENTERS = {
     "dino_loss.center": "dino_targets.center",
     "ibot_patch_loss.center": "ibot_targets.center",
 }
+CENTERINGS = {"centering": "softmax", "sinkhorn_knopp": "sinkhorn_knopp"}
+FEED_FORWARDS = {"mlp": "mlp", "swiglu": "swiglu", "swiglufused": "swiglu"}
+OPTIONAL_PARAMETERS = {
+    "qkv_bias": (".attn.qkv.bias",),
+    "proj_bias": (".attn.proj.bias",),
+    "ffn_bias": (".mlp.fc1.bias", ".mlp.fc2.bias", ".mlp.w12.bias", ".mlp.w3.bias"),
+    "layerscale": (".ls1.gamma", ".ls2.gamma"),
+}
+"""Endings of the parameters that blocks of the reference lack where a student setting is false."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +59,6 @@ class ReplayErrors:
 def training_config(recording: dict[str, Any]) -> TrainingConfig:
     """Settings of a recording as this package's settings."""
     cfg, backbone = recording["cfg"], recording["backbone"]
-    if not cfg["student"].get("drop_path_uniform", True):
-        raise ValueError(
-            "student.drop_path_uniform is false, but every block of this package has the same "
-            "drop path rate; record with a uniform rate"
-        )
     settings = {
         "backbone": {
             "architecture": {
@@ -64,11 +69,11 @@ def training_config(recording: dict[str, Any]) -> TrainingConfig:
             },
             "patch_size_pixels": backbone["patch_size"],
             "num_channels": recording["steps"][0]["data"]["collated_global_crops"].shape[1],
-            "feed_forward": "swiglu" if backbone["ffn"].startswith("swiglu") else "mlp",
+            "feed_forward": _own_name(cfg, "student.ffn_layer", choices=FEED_FORWARDS),
             "num_register_tokens": backbone["num_register_tokens"],
-            "layer_scale": backbone["layer_scale"],
+            "layer_scale": backbone["layer_scale"] or 1.0,
             "drop_path_rate": backbone["drop_path_rate"],
-            "position_offset": backbone["interpolate_offset"],
+            "position_offset": backbone["interpolate_offset"] or 0.0,
             "position_antialias": backbone["interpolate_antialias"],
         },
         "crops": {
@@ -89,53 +94,75 @@ def _objective(cfg: dict[str, Any]) -> dict[str, Any]:
             "num_prototypes": section["head_n_prototypes"],
             "bottleneck_dim": section["head_bottleneck_dim"],
             "hidden_dim": section["head_hidden_dim"],
-            "num_layers": section["head_nlayers"],
+            "num_layers": max(section["head_nlayers"], 1),
         }
 
     dino, ibot = cfg["dino"], cfg["ibot"]
-    ibot_head = {"kind": "own", **head(ibot)} if ibot["separate_head"] else {"kind": "shared"}
-    is_softmax = cfg["train"]["centering"] == "centering"
+    has_own_head = ibot["separate_head"] and ibot["loss_weight"]
+    ibot_head = {"kind": "own", **head(ibot)} if has_own_head else {"kind": "shared"}
     return {
         "dino": {"weight": dino["loss_weight"], "head": head(dino)},
         "ibot": {"weight": ibot["loss_weight"], "head": ibot_head},
         "koleo": {"weight": dino["koleo_loss_weight"], "neighbours": "rank"},
-        "centering": {"kind": "softmax" if is_softmax else "sinkhorn_knopp"},
+        "centering": {"kind": _own_name(cfg, "train.centering", choices=CENTERINGS)},
     }
+
+
+def _own_name(cfg: dict[str, Any], setting: str, *, choices: dict[str, str]) -> str:
+    """This package's name for the recorded value of a setting."""
+    section, key = setting.split(".")
+    value = cfg[section][key]
+    if value not in choices:
+        raise ValueError(
+            f"{setting} {value!r} is not in this package; record with one of {', '.join(choices)}"
+        )
+    return choices[value]
 
 
 def _schedules(cfg: dict[str, Any]) -> dict[str, Any]:
     optim, teacher, epoch = cfg["optim"], cfg["teacher"], cfg["train"]["OFFICIAL_EPOCH_LENGTH"]
+
+    def steps(section: str, key: str) -> int:
+        num_steps = cfg[section][key] * epoch
+        if num_steps != int(num_steps):
+            raise ValueError(
+                f"{section}.{key} {cfg[section][key]} is {num_steps} steps of "
+                f"train.OFFICIAL_EPOCH_LENGTH {epoch}; record with a whole number of steps"
+            )
+        return int(num_steps)
+
     return {
         "teacher": {
             "momentum": teacher["momentum_teacher"],
             "final_momentum": teacher["final_momentum_teacher"],
             "warmup_temperature": teacher["warmup_teacher_temp"],
             "temperature": teacher["teacher_temp"],
-            "temperature_warmup_steps": teacher["warmup_teacher_temp_epochs"] * epoch,
+            "temperature_warmup_steps": steps("teacher", "warmup_teacher_temp_epochs"),
         },
         "optimization": {
-            "num_steps": optim["epochs"] * epoch,
-            "warmup_steps": optim["warmup_epochs"] * epoch,
+            "num_steps": steps("optim", "epochs"),
+            "warmup_steps": steps("optim", "warmup_epochs"),
             "global_batch_size": 1024,  # the recorded rate is already scaled to the batch
             "base_learning_rate": optim["lr"],
             "final_learning_rate": optim["min_lr"],
             "weight_decay": optim["weight_decay"],
             "final_weight_decay": optim["weight_decay_end"],
             "adam_betas": [optim["adamw_beta1"], optim["adamw_beta2"]],
-            "clip_norm": optim["clip_grad"],
-            "freeze_prototypes_steps": optim["freeze_last_layer_epochs"] * epoch,
+            "clip_norm": optim["clip_grad"] or torch.finfo(torch.float32).max,
+            "freeze_prototypes_steps": steps("optim", "freeze_last_layer_epochs"),
             "layerwise_decay": optim["layerwise_decay"],
-            "patch_embed_factor": optim["patch_embed_lr_mult"],
+            "patch_embed_factor": optim["patch_embed_lr_mult"] or sys.float_info.min,
         },
     }
 
 
 def own_names(state: dict[str, Tensor], *, model: StudentTeacher) -> dict[str, Tensor]:
-    """A recorded state under this package's names: flat blocks, vectors as centres."""
+    """A recorded state under this package's names: flat blocks and heads, vectors as centres."""
     names = {}
     for name, value in state.items():
         if name not in CENTERS:
-            names[CHUNKED_BLOCK.sub(r"blocks.\1.", name)] = value
+            flat = CHUNKED_BLOCK.sub(r"blocks.\1.", name)
+            names[LONE_LAYER.sub(r"\1.0.\2", flat)] = value
         elif isinstance(model.dino_targets, CenteredTargets):
             names[CENTERS[name]] = value.flatten()
         else:
@@ -155,13 +182,14 @@ def pretrain_batch(data: dict[str, Any]) -> PretrainBatch:
     )
 
 
-def logged_losses(losses: Losses) -> dict[str, Tensor]:
-    """The terms as the reference logs them: it halves two of them."""
+def logged_losses(losses: Losses, *, config: TrainingConfig) -> dict[str, Tensor]:
+    """The terms as the reference logs them: koleo alone with its weight, two of them halved."""
+    dino_weight, ibot_weight = config.dino.weight or 1.0, config.ibot.weight or 1.0
     return {
-        "dino_local_crops_loss": losses.dino_local,
-        "dino_global_crops_loss": losses.dino_global,
+        "dino_local_crops_loss": losses.dino_local / dino_weight,
+        "dino_global_crops_loss": losses.dino_global / dino_weight,
+        "ibot_loss": losses.ibot / ibot_weight / 2,
         "koleo_loss": losses.koleo / 2,
-        "ibot_loss": losses.ibot / 2,
     }
 
 
@@ -179,15 +207,58 @@ def schedule_error(recorded: dict[str, float], own: StepSchedule) -> float:
     return max(abs(own_values[name] - value) for name, value in recorded.items())
 
 
+def load(initial: dict[str, Tensor], *, model: StudentTeacher, cfg: dict[str, Any]) -> None:
+    """Start a model from a recorded state under its own names.
+
+    Parameters that cfg leaves out become the identity and do not learn. No batch waits for the
+    centres, so that they stay as they are in the first step.
+
+    Raises:
+        ValueError: The state is not that of the model.
+    """
+    missing, unexpected = model.load_state_dict(initial, strict=False)
+    left_out = tuple(
+        ending
+        for setting, endings in OPTIONAL_PARAMETERS.items()
+        if not cfg["student"].get(setting, True)
+        for ending in endings
+    )
+    parameters = [name for name in missing if ".blocks." in name and name.endswith(left_out)]
+    centers = ["dino_targets.pending", "ibot_targets.pending"]
+    if not cfg["ibot"]["loss_weight"]:
+        centers.append("ibot_targets.center")
+    lacking = sorted(set(missing) - set(parameters) - set(centers))
+    if lacking or unexpected:
+        raise ValueError(
+            f"init lacks {lacking} and has {sorted(unexpected)} beyond the model that cfg and "
+            "backbone describe; record the whole state and the settings that it belongs to"
+        )
+    for name in parameters:
+        parameter = model.get_parameter(name).requires_grad_(False)
+        torch.nn.init.constant_(parameter, 1.0 if name.endswith(".gamma") else 0.0)
+    for targets in (model.dino_targets, model.ibot_targets):
+        if isinstance(targets, CenteredTargets):
+            targets.pending.copy_(targets.center)
+
+
+def set_drop_path_rates(model: StudentTeacher, *, cfg: dict[str, Any]) -> None:
+    """Without a uniform rate, the reference's grows from 0 in the first block to the last."""
+    if cfg["student"].get("drop_path_uniform", True) is True:
+        return
+    blocks = model.student.backbone.blocks
+    rates = torch.linspace(0, model.config.backbone.drop_path_rate, len(blocks)).tolist()
+    for block, rate in zip(blocks, rates, strict=True):
+        block.drop_path_rate = rate
+
+
 def replay(recording: dict[str, Any]) -> ReplayErrors:
     """Train from the recorded state on the recorded batches and compare on the way."""
     config = training_config(recording)
     size = config.crops.global_crop_size_pixels
     model = StudentTeacher(config, image_size_pixels=size).train()
     initial = own_names(recording["init"], model=model)
-    missing, unexpected = model.load_state_dict(initial, strict=False)
-    assert not unexpected, unexpected
-    assert all(name.endswith("_targets.pending") for name in missing), missing
+    load(initial, model=model, cfg=recording["cfg"])
+    set_drop_path_rates(model, cfg=recording["cfg"])
     optimizer = torch.optim.AdamW(
         parameter_groups(model.student, optimization=config.optimization),
         betas=config.optimization.adam_betas,
@@ -205,11 +276,13 @@ def replay(recording: dict[str, Any]) -> ReplayErrors:
             pretrain_batch(recorded["data"]), teacher_temperature=schedule.teacher_temperature
         )
         step_losses.total.backward()
-        own_losses = logged_losses(step_losses)
+        own_losses = logged_losses(step_losses, config=config)
         losses += [relative_error(own_losses[n], x) for n, x in recorded["losses"].items()]
         grads += _gradient_errors(recorded["grads"] or {}, model=model)
         norms = model.clip_gradients(config.optimization.clip_norm)
-        grad_norms += [relative_error(norms[n], x) for n, x in recorded["grad_norms"].items()]
+        grad_norms += [
+            relative_error(norms[n], x) for n, x in (recorded["grad_norms"] or {}).items()
+        ]
         optimizer.step()
         model.update_teacher(schedule.teacher_momentum)
     final = own_names(recording["final"], model=model)

@@ -1,13 +1,17 @@
 """The reference's own numbers, step by step."""
 
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dinov2_core.training.schedules import schedule_at
-from tests.golden.replay import main, schedule_error, training_config
+from tests.golden.recorder import record
+from tests.golden.replay import main, replay, schedule_error, training_config
 
 RECORDINGS = Path(__file__).parents[3] / "shared" / "golden"
 TOLERANCES = {
@@ -17,6 +21,10 @@ TOLERANCES = {
     "final_elements": 3e-5,
     "final_update": 1e-4,
 }
+
+
+def errors_beyond(errors: dict[str, float]) -> dict[str, float]:
+    return {n: x for n, x in errors.items() if not x <= TOLERANCES[n]}
 
 
 @pytest.fixture(params=["centering_shared", "sinkhorn_separate"])
@@ -33,8 +41,7 @@ def test_replay_reproduces_the_reference(
     assert main([str(recording)]) == 0
     errors = json.loads(capsys.readouterr().out)
     assert errors.keys() == TOLERANCES.keys()
-    for quantity, tolerance in TOLERANCES.items():
-        assert errors[quantity] <= tolerance, quantity
+    assert not errors_beyond(errors)
 
 
 def test_schedules_are_the_recorded_ones(recording: Path) -> None:
@@ -43,3 +50,82 @@ def test_schedules_are_the_recorded_ones(recording: Path) -> None:
     for step, recorded in enumerate(content["steps"]):
         error = schedule_error(recorded["schedule"], schedule_at(step, config=config))
         assert error <= 1e-12, step
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train.centering": "sinkhorn_knopp", "ibot.separate_head": False},
+        {"dino.loss_weight": 2.0, "ibot.loss_weight": 0.5},
+        {"student.drop_path_uniform": False, "student.drop_path_rate": 0.5},
+        {"optim.clip_grad": 0},
+        {"optim.clip_grad": None},
+        {"dino.head_nlayers": 1, "ibot.head_nlayers": 0},
+        {"ibot.loss_weight": 0.0},
+        {"ibot.loss_weight": 0.0, "train.centering": "sinkhorn_knopp"},
+        {"student.proj_bias": False},
+        {"student.ffn_bias": False},
+        {"student.layerscale": 0},
+        {"student.layerscale": None},
+        {"student.interpolate_offset": None},
+        {"optim.epochs": 2.0},
+        {"optim.patch_embed_lr_mult": 0.0},
+    ],
+    ids=str,
+)
+def test_any_setting_of_the_reference_can_be_replayed(changes: dict[str, Any]) -> None:
+    assert not errors_beyond(asdict(replay(record(changes))))
+
+
+def test_centres_go_on_from_where_they_were() -> None:
+    assert not errors_beyond(asdict(replay(record(center=0.3))))
+
+
+def test_a_term_of_weight_zero_may_be_recorded() -> None:
+    recording = record({"ibot.loss_weight": 0.0})
+    recording["steps"][0]["losses"]["ibot_loss"] = 0.0
+    assert not errors_beyond(asdict(replay(recording)))
+
+
+def test_a_wrong_setting_shows_in_every_quantity() -> None:
+    recording = record()
+    recording["cfg"]["ibot"]["loss_weight"] = 0.9
+    recording["cfg"]["student"]["drop_path_uniform"] = False
+    assert errors_beyond(asdict(replay(recording))).keys() == TOLERANCES.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"student.ffn_layer": "identity"}, r"student.ffn_layer 'identity' .* mlp, swiglu"),
+        ({"train.centering": "mean"}, r"train.centering 'mean' .* centering, sinkhorn_knopp"),
+        ({"optim.epochs": 2.25}, r"optim.epochs 2.25 is 4.5 steps .* whole number"),
+    ],
+)
+def test_what_this_package_has_not_is_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replay(record(changes))
+
+
+@pytest.mark.parametrize(
+    ("recorded", "own"),
+    [
+        ("student.backbone.blocks.1.attn.proj.bias", "student.backbone.blocks.1.attn.proj.bias"),
+        ("teacher.backbone.blocks.0.ls1.gamma", "teacher.backbone.blocks.0.ls1.gamma"),
+        ("student.dino_head.mlp.0.bias", "student.dino_head.mlp.0.bias"),
+        ("ibot_patch_loss.center", "ibot_targets.center"),
+    ],
+)
+def test_a_cut_recording_says_what_it_lacks(recorded: str, own: str) -> None:
+    recording = record()
+    del recording["init"][recorded]
+    with pytest.raises(ValueError, match=re.escape(f"init lacks ['{own}']")):
+        replay(recording)
+
+
+def test_parameters_beyond_the_settings_are_named() -> None:
+    recording = record()
+    recording["init"]["student.backbone.blocks.2.ls1.gamma"] = torch.ones(16)
+    with pytest.raises(ValueError, match=r"\['student.backbone.blocks.2.ls1.gamma'\] beyond"):
+        replay(recording)
