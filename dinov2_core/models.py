@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dinov2_core.config import Backbone, Head
+from dinov2_core.config.backbone import Backbone
+from dinov2_core.config.objectives import Head
 from dinov2_core.heads import DINOHead
 from dinov2_core.vit.transformer import VisionTransformer
 

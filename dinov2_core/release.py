@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dinov2_core.config import ARCHITECTURES, Backbone
+from dinov2_core.config.backbone import ARCHITECTURES, Backbone
 from dinov2_core.models import build_backbone
 from dinov2_core.vit.block import NORM_EPSILON
 from dinov2_core.vit.transformer import VisionTransformer

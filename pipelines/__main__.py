@@ -16,11 +16,11 @@ from rich.console import Console
 
 from components.runtime.context import RunContext
 from components.runtime.logging import set_up_logging
-from components.runtime.places import is_remote
-from pipelines.cluster_commands import add_cluster_commands, add_target_flags, target_from
-from pipelines.plan_command import add_plan_command
-from pipelines.problems import Problem, SpecError
-from pipelines.spec import PipelineSpec, load_spec
+from components.runtime.uris import is_remote
+from pipelines.cluster.commands import add_cluster_commands, add_target_flags, target_from
+from pipelines.plan.command import add_plan_command
+from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
+from pipelines.spec.problems import Problem, SpecError
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ def _checked(path: Path) -> PipelineSpec:
     Raises:
         SpecError: It is not; the error lists every problem.
     """
-    from pipelines.checks import check_places  # loads clients that `compile` can do without
+    from pipelines.preflight import check_places
 
     spec = load_spec(path)
     problems = check_places(spec)
@@ -152,7 +152,7 @@ def _schema(_: argparse.Namespace) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    from pipelines.submit import compile_for
+    from pipelines.cluster.submit import compile_for
 
     spec = load_spec(args.spec)
     compile_for(spec, target_from(args, spec), path=args.output)
@@ -161,9 +161,9 @@ def _compile(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipelines.display import console, summary_table
-    from pipelines.local import run_locally
-    from pipelines.summary import result_of, summary_rows, write_result
+    from pipelines.local.display import console, summary_table
+    from pipelines.local.run import run_locally
+    from pipelines.local.summary import result_of, summary_rows, write_result
 
     spec = _checked(args.spec)
     if spec.pretrain.topology.num_nodes > 1:
@@ -208,7 +208,7 @@ def _run(args: argparse.Namespace) -> int:
 def _watch_live(screen: Console, context: RunContext, ended: threading.Event) -> None:
     from rich.live import Live
 
-    from pipelines.display import progress_table
+    from pipelines.local.display import progress_table
 
     with Live(console=screen, refresh_per_second=4, redirect_stdout=False) as live:
         while not ended.wait(0.25):
@@ -222,7 +222,7 @@ def _watch_plainly(_: RunContext, ended: threading.Event) -> None:
 
 
 def _embed(args: argparse.Namespace) -> int:
-    from pipelines.embed import embed_images
+    from pipelines.model.embed import embed_images
 
     count, skipped = embed_images(
         args.images,
@@ -237,7 +237,7 @@ def _embed(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from pipelines.export import export_teacher
+    from pipelines.model.export import export_teacher
 
     checked = export_teacher(
         args.model, target=args.format, directory=args.output, tracking_uri=args.tracking_uri

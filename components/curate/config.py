@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from components.ranks.config import Topology
-from dinov2_core.config import Frozen
+from dinov2_core.config.frozen import Frozen
 
 
 class Planted(Frozen):

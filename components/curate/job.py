@@ -15,7 +15,7 @@ from components.curate.config import CurateSettings
 from components.ranks.config import Topology
 from components.ranks.job import RanksJob
 from components.runtime.storage import joined, names
-from dinov2_core.config import Frozen
+from dinov2_core.config.frozen import Frozen
 from dinov2_core.curation.looking import blocks
 from dinov2_core.curation.sources import ImageFiles
 

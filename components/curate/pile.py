@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
+from components.runtime.image_sources import ObjectSource, StoredObject, open_source
 from components.runtime.manifests import digest_of
-from components.runtime.piles import ObjectSource, StoredObject, open_source
 
 UNREADABLE = "unreadable"
 """Stands for the content of a file that cannot be read."""

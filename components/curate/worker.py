@@ -13,7 +13,7 @@ import torch
 from components.curate.embedder import embedder_of
 from components.curate.job import EmbeddingJob, ImageSet
 from components.curate.pile import StoredImages
-from components.ranks.rank import run_rank
+from components.ranks.worker_main import run_rank
 from components.runtime.progress import Reporter
 from components.runtime.storage import send
 from dinov2_core.curation.looking import look

@@ -76,7 +76,7 @@ def training_of(job: RanksJob, *, pods: TrainingPods, owner: Owner | None) -> Tr
         run_id=context.run_id,
         run_name=context.run_name,
         stage=job.phase,
-        command=("python3", "-m", "components.ranks.agent", job.worker, job.uri),
+        command=("python3", "-m", "components.ranks.torchrun_entry", job.worker, job.uri),
         num_nodes=topology.num_nodes,
         processes_per_node=topology.processes_per_node,
         environment={name: value for name, value in environment.items() if name not in secret},

@@ -14,9 +14,9 @@ from types import FrameType
 from typing import Any
 
 from components.ranks.cluster_job import rendered
+from components.ranks.exit_status import Preempted, check_outcome, in_words
 from components.ranks.job import RanksJob, first_failure, forget_outcome
 from components.ranks.job_log import JobLog
-from components.ranks.outcome import Preempted, check_outcome, in_words
 from components.runtime.progress import Reporter
 from components.runtime.stage import StageFailed
 from k8s.cluster import AlreadyExists, Cluster, ClusterRefused, ClusterUnreachable

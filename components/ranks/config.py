@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from dinov2_core.config import Frozen
+from dinov2_core.config.frozen import Frozen
 
 
 class Topology(Frozen):

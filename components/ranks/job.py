@@ -20,7 +20,7 @@ from components.runtime.storage import (
     read_text,
     write_text,
 )
-from dinov2_core.config import Frozen
+from dinov2_core.config.frozen import Frozen
 
 PREEMPTED = 75
 """Exit code (EX_TEMPFAIL): stopped by SIGTERM with all saved; start again to go on."""

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from components.ranks.exit_status import check_outcome
 from components.ranks.job import RanksJob, forget_outcome
-from components.ranks.outcome import check_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def _command(job: RanksJob) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "components.ranks.agent",
+        "components.ranks.torchrun_entry",
         "--standalone",
         "--local-addr=localhost",  # the machine's own name is unknown where there is no network
         f"--nproc-per-node={job.topology.processes_per_node}",

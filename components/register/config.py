@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from dinov2_core.config import Frozen
+from dinov2_core.config.frozen import Frozen
 
 
 class Gate(Frozen):

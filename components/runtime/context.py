@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from components.runtime.places import is_remote, joined, local_path
-from dinov2_core.config import Frozen
+from components.runtime.uris import is_remote, joined, local_path
+from dinov2_core.config.frozen import Frozen
 
 
 class RunContext(Frozen):

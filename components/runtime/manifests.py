@@ -10,7 +10,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from dinov2_core.config import Backbone, Frozen
+from dinov2_core.config.backbone import Backbone
+from dinov2_core.config.frozen import Frozen
 
 
 def digest_of(value: object) -> str:

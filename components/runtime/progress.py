@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import ConfigDict
 
 from components.runtime.manifests import write_atomically
-from dinov2_core.config import Frozen
+from dinov2_core.config.frozen import Frozen
 
 logger = logging.getLogger(__name__)
 

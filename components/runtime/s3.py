@@ -30,7 +30,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
 )
 
-from components.runtime.places import SCHEME, bucket_and_key
+from components.runtime.uris import SCHEME, bucket_and_key
 
 logger = logging.getLogger(__name__)
 

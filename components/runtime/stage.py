@@ -43,7 +43,7 @@ from components.runtime.tracking import (
     join_injected_run,
     package_version,
 )
-from dinov2_core.config import Frozen
+from dinov2_core.config.frozen import Frozen
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from components.runtime import s3
 from components.runtime.manifests import write_atomically
-from components.runtime.places import bucket_and_key, is_remote, joined, local_path, spool
 from components.runtime.s3 import ObjectUnreadable, RemoteObject, StorageError, StoreUnreachable
+from components.runtime.uris import bucket_and_key, is_remote, joined, local_path, spool
 
 __all__ = [
     "ObjectUnreadable",

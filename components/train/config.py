@@ -8,7 +8,8 @@ from typing import Self
 from pydantic import Field, field_validator, model_validator
 
 from components.ranks.config import Topology as Topology
-from dinov2_core.config import Frozen, TrainingConfig
+from dinov2_core.config.frozen import Frozen
+from dinov2_core.config.training import TrainingConfig
 
 WEIGHT_SOURCES = {
     "s3://BUCKET/KEY": r"s3://[^/]+/.*[^/]",

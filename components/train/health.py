@@ -21,7 +21,7 @@ from components.runtime.manifests import write_atomically
 from components.runtime.tracking import StageRun
 from components.train.job import Job
 from components.train.metrics import PHASES
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.crops import CropRecipe
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.masking import MaskRecipe

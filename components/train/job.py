@@ -13,7 +13,7 @@ from components.ranks.config import Topology
 from components.ranks.job import RESULT, RanksJob
 from components.runtime.storage import joined, local_path, read_text, write_text
 from components.train.config import TrainStage
-from dinov2_core.config import Frozen
+from dinov2_core.config.frozen import Frozen
 
 CHECKPOINTS = "checkpoints"
 """Name of their directory in that of the stage."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from components.train.config import Probe
 from components.train.job import Job
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.distributed.mesh import Ranks
 from dinov2_core.evaluation.collapse import effective_rank

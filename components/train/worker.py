@@ -13,7 +13,7 @@ from statistics import fmean
 
 import torch
 
-from components.ranks.rank import run_rank
+from components.ranks.worker_main import run_rank
 from components.runtime.manifests import write_atomically
 from components.runtime.progress import Reporter
 from components.runtime.storage import fetch, fetch_if_newer, local_path, send, write_text

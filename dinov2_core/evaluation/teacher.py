@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dinov2_core.config import Backbone
+from dinov2_core.config.backbone import Backbone
 from dinov2_core.heads import DINOHead
 from dinov2_core.models import build_backbone
 from dinov2_core.vit.transformer import VisionTransformer

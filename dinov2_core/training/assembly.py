@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim import AdamW
 
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.distributed.mesh import Ranks
 from dinov2_core.distributed.sharding import Sharding, shard_averaged, shard_trained
 from dinov2_core.training.parameter_groups import parameter_groups

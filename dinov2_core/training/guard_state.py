@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from dinov2_core.config.guards import CollapseWatch, Guards
 from dinov2_core.distributed.mesh import Ranks
-from dinov2_core.guards import CollapseWatch, Guards
 from dinov2_core.training.schedules import StepSchedule
 from dinov2_core.training.step_report import GuardReport, NonFiniteNumber
 from dinov2_core.training.student_teacher import StudentTeacher

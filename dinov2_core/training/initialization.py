@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.training.student_teacher import StudentTeacher
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.data.crops import CropRecipe
 from dinov2_core.data.loader import PretrainLoader

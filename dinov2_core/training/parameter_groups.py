@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from dinov2_core.config import Optimization
+from dinov2_core.config.training import Optimization
 from dinov2_core.training.schedules import StepSchedule
 
 WRAPPER_PREFIXES = (

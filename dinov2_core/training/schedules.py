@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

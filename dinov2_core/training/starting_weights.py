@@ -8,7 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dinov2_core.config import ARCHITECTURES, TrainingConfig
+from dinov2_core.config.backbone import ARCHITECTURES
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.vit.patch_embed import PatchGrid
 from dinov2_core.vit.position import resample_positions

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from dinov2_core.config import (
+from dinov2_core.config.objectives import (
     Centering,
     Head,
     SharedHead,
     SinkhornKnopp,
     SoftmaxCentering,
-    TrainingConfig,
 )
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.heads import DINOHead, HeadOutput
 from dinov2_core.losses.centering import CenteredTargets

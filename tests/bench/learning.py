@@ -21,14 +21,14 @@ from torch import Tensor
 
 import pipelines
 from components.runtime.processes import COMPUTING
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.shards import ShardWriter
 from dinov2_core.distributed.mesh import process_group
 from dinov2_core.evaluation.knn import knn_accuracies
 from dinov2_core.evaluation.labelled_set import LabelledSet, read_labelled_pair
 from dinov2_core.evaluation.preprocessing import Preprocessing, preprocessed_batches
 from dinov2_core.training.loop import TrainingRun
-from pipelines.spec import PipelineSpec, load_spec
+from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
 
 FOLDER = Path(pipelines.__file__).parent
 RECIPE = FOLDER / "specs" / "small_images.yaml"

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dinov2_core.config import SharedHead, TrainingConfig
+from dinov2_core.config.objectives import SharedHead
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.training.schedules import StepSchedule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.training.initialization import build_student_teacher
 from tests.bench.naive import NaiveTrainer

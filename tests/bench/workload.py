@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 import pipelines
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.shards import ShardWriter
 
 PHOTOGRAPHS = Path(pipelines.__file__).parent / "demo" / "fashion_mnist_train.parquet"

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dinov2_core.config import ARCHITECTURES, ArchitectureName, Backbone, Head
+from dinov2_core.config.backbone import ARCHITECTURES, ArchitectureName, Backbone
+from dinov2_core.config.objectives import Head
 from dinov2_core.models import build_backbone, build_head
 
 

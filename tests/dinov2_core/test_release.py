@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from dinov2_core.config import ARCHITECTURES, Backbone, Dimensions
+from dinov2_core.config.backbone import ARCHITECTURES, Backbone, Dimensions
 from dinov2_core.release import (
     Released,
     huggingface_config,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from pipelines.dinov2 import compile_pipeline
-from pipelines.placement import Volume
-from pipelines.spec import load_spec
+from k8s.placement import Volume
+from pipelines.graph.dinov2 import compile_pipeline
+from pipelines.spec.pipeline_spec import load_spec
 from tests.pipelines.specs import demo_values, write_spec
 
 GOLDEN = Path(__file__).parent / "pipeline.yaml"

@@ -71,7 +71,7 @@ FULL = TrainingPods(
 )
 """Pods that ask for all there is."""
 
-AGENT = ("python3", "-m", "components.ranks.agent")
+AGENT = ("python3", "-m", "components.ranks.torchrun_entry")
 OWNER = Owner(name="step-pod", uid="1f2e3d4c")
 
 

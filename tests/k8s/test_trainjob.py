@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.ranks.agent import USER_ERROR
+from components.ranks.torchrun_entry import USER_ERROR
 from k8s.launchers import RUNTIME
 from k8s.rules import problems
 from k8s.trainjob import CONTAINER, TRAIN_JOBS

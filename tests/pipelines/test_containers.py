@@ -15,7 +15,7 @@ import docker
 import pytest
 
 from k8s.launchers import Processes
-from pipelines.spec import PipelineSpec, load_spec
+from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
 from tests.pipelines.engine import BASE, NoEngine, build_image, docker_engine
 from tests.pipelines.specs import DEMO, REPOSITORY, demo_values, small_values, write_spec
 

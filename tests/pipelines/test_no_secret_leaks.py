@@ -9,7 +9,7 @@ import pytest
 
 from components.curate.main import main as curate
 from pipelines.__main__ import main
-from pipelines.spec import load_spec
+from pipelines.spec.pipeline_spec import load_spec
 from tests.pipelines.kfp_server import API, KfpServer, stage_details
 from tests.pipelines.specs import small_values, write_spec
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines.__main__ import _parser
-from pipelines.spec import load_spec
+from pipelines.spec.pipeline_spec import load_spec
 from tests.pipelines.specs import REPOSITORY, small_values, write_spec
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from components.curate.job import EmbeddingJob
+from components.ranks.exit_status import Preempted
 from components.ranks.job import WRONG_INPUT, first_failure
 from components.ranks.local_launcher import run_ranks
-from components.ranks.outcome import Preempted
 from components.runtime.processes import exclusive_directory
 from components.runtime.progress import Progress
 from components.runtime.stage import StageFailed

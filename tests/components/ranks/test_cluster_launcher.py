@@ -15,8 +15,8 @@ import pytest
 
 from components.ranks.cluster_job import rendered, training_of
 from components.ranks.cluster_launcher import Patience, run_on_cluster
+from components.ranks.exit_status import Preempted
 from components.ranks.job import RESULT, write_failure
-from components.ranks.outcome import Preempted
 from components.runtime.context import RunContext
 from components.runtime.progress import Reporter
 from components.runtime.stage import StageFailed
@@ -135,7 +135,7 @@ def test_a_job_is_created_followed_and_deleted_when_done(
     assert trainer["command"] == [
         "python3",
         "-m",
-        "components.ranks.agent",
+        "components.ranks.torchrun_entry",
         "components.train.worker",
         job.uri,
     ]

@@ -15,17 +15,10 @@ from PIL import Image
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
 from components.train.config import Topology, TrainStage
-from dinov2_core.config import (
-    Backbone,
-    Checkpoints,
-    Crops,
-    Dimensions,
-    DinoObjective,
-    Head,
-    IbotObjective,
-    Optimization,
-    TrainingConfig,
-)
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.execution import Checkpoints
+from dinov2_core.config.objectives import DinoObjective, Head, IbotObjective
+from dinov2_core.config.training import Crops, Optimization, TrainingConfig
 from dinov2_core.data.shards import ShardWriter
 
 HEAD = Head(num_prototypes=64, bottleneck_dim=16, hidden_dim=32)

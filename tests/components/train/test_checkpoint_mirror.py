@@ -19,8 +19,8 @@ from components.ranks.job import PREEMPTED
 from components.runtime import s3 as door
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest, digest_of_file
-from components.runtime.places import local_path, spool
 from components.runtime.storage import exists, names, read_text, send
+from components.runtime.uris import local_path, spool
 from components.train.checkpoint_mirror import StoredCheckpoints, mirror_of
 from components.train.config import Topology, TrainStage
 from components.train.job import Job, read_result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from components.train.config import Topology, TrainStage
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 
 
 def with_parts(learning: TrainingConfig, num_parts: int) -> TrainingConfig:

@@ -25,7 +25,7 @@ from components.runtime.storage import read_text, write_text
 from components.train.config import Probe, Topology, TrainStage
 from components.train.job import last_rows
 from components.train.launch import main, starting_weights
-from dinov2_core.config import HighResolution
+from dinov2_core.config.training import HighResolution
 
 Flags = Callable[[TrainStage, DatasetManifest], list[str]]
 

@@ -20,10 +20,10 @@ from components.runtime.manifests import DatasetManifest
 from components.train.config import Probe, TrainStage
 from components.train.job import Job
 from components.train.observation import Collapsed, Observer
+from dinov2_core.config.guards import CollapseWatch, Guards
 from dinov2_core.distributed.mesh import Ranks, process_group
 from dinov2_core.evaluation.collapse import effective_rank
 from dinov2_core.evaluation.preprocessing import normalise
-from dinov2_core.guards import CollapseWatch, Guards
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.step_report import StepReport
 from tests.components.train.test_metrics import report as any_report

@@ -23,7 +23,7 @@ from components.runtime.context import RunContext
 from components.runtime.storage import StorageError
 from components.train.config import TrainStage
 from components.train.starting_weights import fetch_weights
-from dinov2_core.config import HeadWarmup
+from dinov2_core.config.training import HeadWarmup
 from tests.components.teachers import random_checkpoint
 
 

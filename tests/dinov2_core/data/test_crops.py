@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from dinov2_core.config import Crops as CropSettings
+from dinov2_core.config.training import Crops as CropSettings
 from dinov2_core.data.crops import (
     CropRecipe,
     augment_colors,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2_core.config import Crops as CropSettings
+from dinov2_core.config.training import Crops as CropSettings
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.data.crops import CropRecipe
 from dinov2_core.data.decoding import UnreadableImage

@@ -19,21 +19,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from dinov2_core.config import (
-    Backbone,
-    Checkpoints,
-    Crops,
-    Dimensions,
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.execution import Checkpoints, Execution
+from dinov2_core.config.objectives import (
     DinoObjective,
-    Execution,
     Head,
     IbotObjective,
     KoleoObjective,
-    Optimization,
     SharedHead,
     SoftmaxCentering,
-    TrainingConfig,
 )
+from dinov2_core.config.training import Crops, Optimization, TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.data.crops import CropRecipe
 from dinov2_core.data.loader import PretrainLoader

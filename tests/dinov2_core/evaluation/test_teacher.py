@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dinov2_core.config import Backbone, Dimensions, Head
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.objectives import Head
 from dinov2_core.evaluation.teacher import load_teacher
 from dinov2_core.models import build_backbone, build_head
 

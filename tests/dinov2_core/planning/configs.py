@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from dinov2_core.config import (
-    Backbone,
-    Crops,
-    Dimensions,
-    DinoObjective,
-    Execution,
-    Head,
-    IbotObjective,
-    Optimization,
-    TrainingConfig,
-)
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.execution import Execution
+from dinov2_core.config.objectives import DinoObjective, Head, IbotObjective
+from dinov2_core.config.training import Crops, Optimization, TrainingConfig
 
 
 def small_config(

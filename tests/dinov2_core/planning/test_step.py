@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.distributed.mesh import process_group
 from dinov2_core.planning.ledger import Ledger
 from dinov2_core.planning.step import masked_patches, take_step, trace_step

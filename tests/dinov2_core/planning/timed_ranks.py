@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.distributed.mesh import process_group
 from dinov2_core.planning.step import masked_patches
 from dinov2_core.training.accumulation import accumulate_gradients

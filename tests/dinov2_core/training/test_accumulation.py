@@ -8,15 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dinov2_core.config import (
-    Backbone,
-    Crops,
-    Dimensions,
-    DinoObjective,
-    Head,
-    IbotObjective,
-    TrainingConfig,
-)
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.objectives import DinoObjective, Head, IbotObjective
+from dinov2_core.config.training import Crops, TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.training.accumulation import accumulate_gradients
 from dinov2_core.training.student_teacher import StudentTeacher

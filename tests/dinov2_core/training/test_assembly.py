@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from dinov2_core.config import TrainingConfig
+from dinov2_core.config.training import TrainingConfig
 from dinov2_core.distributed.mesh import process_group
 from dinov2_core.training import assembly
 from dinov2_core.training.assembly import adamw, shard_student_teacher

@@ -16,9 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+from dinov2_core.config.guards import CollapseWatch, Guards
 from dinov2_core.data.sampler import ImageOrder, rank_positions
 from dinov2_core.data.shards import ShardReader, ShardWriter
-from dinov2_core.guards import CollapseWatch, Guards
 from dinov2_core.training.guard_state import (
     Diagnosis,
     GuardState,

@@ -5,16 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dinov2_core.config import (
-    Backbone,
-    Crops,
-    Dimensions,
-    DinoObjective,
-    Head,
-    IbotObjective,
-    SharedHead,
-    TrainingConfig,
-)
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.objectives import DinoObjective, Head, IbotObjective, SharedHead
+from dinov2_core.config.training import Crops, TrainingConfig
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.vit.block import LayerScale
 

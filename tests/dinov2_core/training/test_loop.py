@@ -13,27 +13,27 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dinov2_core.config import (
-    Backbone,
-    Checkpoints,
-    Crops,
-    Dimensions,
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.execution import Checkpoints, Execution
+from dinov2_core.config.guards import Guards
+from dinov2_core.config.objectives import (
     DinoObjective,
-    Execution,
     Head,
-    HeadWarmup,
-    HighResolution,
     IbotObjective,
-    Optimization,
     SinkhornKnopp,
     SoftmaxCentering,
+)
+from dinov2_core.config.training import (
+    Crops,
+    HeadWarmup,
+    HighResolution,
+    Optimization,
     Teacher,
     TrainingConfig,
 )
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.shards import ShardWriter
 from dinov2_core.distributed.mesh import Ranks, process_group
-from dinov2_core.guards import Guards
 from dinov2_core.training.guard_state import NonFiniteLoss
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.loop import TrainingRun

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from dinov2_core.config import Optimization
+from dinov2_core.config.training import Optimization
 from dinov2_core.heads import DINOHead
 from dinov2_core.training.parameter_groups import (
     Multipliers,

@@ -3,15 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from dinov2_core.config import (
-    Backbone,
-    DinoObjective,
-    Head,
+from dinov2_core.config.backbone import Backbone
+from dinov2_core.config.objectives import DinoObjective, Head, IbotObjective, SharedHead
+from dinov2_core.config.training import (
     HeadWarmup,
     HighResolution,
-    IbotObjective,
     Optimization,
-    SharedHead,
     Teacher,
     TrainingConfig,
 )

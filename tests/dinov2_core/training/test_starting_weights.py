@@ -11,18 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dinov2_core.config import (
-    Backbone,
-    Crops,
-    Dimensions,
-    DinoObjective,
-    Head,
-    HeadWarmup,
-    IbotObjective,
-    Optimization,
-    SharedHead,
-    TrainingConfig,
-)
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.objectives import DinoObjective, Head, IbotObjective, SharedHead
+from dinov2_core.config.training import Crops, HeadWarmup, Optimization, TrainingConfig
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.starting_weights import load_starting_weights, resample_to_side
 from dinov2_core.training.student_teacher import StudentTeacher

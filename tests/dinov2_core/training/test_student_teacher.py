@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from dinov2_core.config import (
-    Backbone,
-    Crops,
-    Dimensions,
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.objectives import (
     DinoObjective,
     Head,
     IbotObjective,
@@ -23,8 +21,8 @@ from dinov2_core.config import (
     SharedHead,
     SinkhornKnopp,
     SoftmaxCentering,
-    TrainingConfig,
 )
+from dinov2_core.config.training import Crops, TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.training.student_teacher import Losses, StudentTeacher
 

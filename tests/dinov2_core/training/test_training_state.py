@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from dinov2_core.config import (
-    Backbone,
-    Checkpoints,
-    Crops,
-    Dimensions,
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.execution import Checkpoints
+from dinov2_core.config.objectives import (
     DinoObjective,
     Head,
     IbotObjective,
     SharedHead,
     SoftmaxCentering,
-    TrainingConfig,
 )
+from dinov2_core.config.training import Crops, TrainingConfig
 from dinov2_core.training.assembly import adamw
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.training_state import settings_identity, training_state

@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from dinov2_core.config import (
-    Backbone,
-    Crops,
-    Dimensions,
-    DinoObjective,
-    Head,
-    IbotObjective,
-    Optimization,
-    SoftmaxCentering,
-    TrainingConfig,
-)
+from dinov2_core.config.backbone import Backbone, Dimensions
+from dinov2_core.config.objectives import DinoObjective, Head, IbotObjective, SoftmaxCentering
+from dinov2_core.config.training import Crops, Optimization, TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.distributed.mesh import Ranks, process_group

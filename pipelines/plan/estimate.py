@@ -1,0 +1,222 @@
+"""What the training stages of a spec will take: memory, time and money."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from components.train.config import Topology, TrainStage
+from dinov2_core.config.training import TrainingConfig
+from dinov2_core.planning.step import StepCost
+from dinov2_core.training.student_teacher import StudentTeacher
+from pipelines.plan.alternatives import Proposal, proposals, stage_of
+from pipelines.plan.cost import cost_and_time, peak_gib
+from pipelines.plan.hardware import GIB, Hardware, StepTime, step_time
+from pipelines.spec.pipeline_spec import PipelineSpec
+
+IMAGE_BYTES = 110_000
+"""Of an encoded image as it is read, the mean of ImageNet."""
+STATE_BYTES = 16
+"""Of a checkpoint per parameter: student, teacher and both moments, float32."""
+RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalingRow:
+    """The same global batch on another number of ranks."""
+
+    ranks: int
+    images_per_rank: int
+    peak_gib: float
+    step: StepTime
+    efficiency: float
+    """Images per second and rank, as a share of the first row's."""
+    gpu_hours: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagePlan:
+    """What one training stage takes."""
+
+    stage: str
+    ranks: int
+    images_per_rank: int
+    parameters: Mapping[str, int]
+    """Of backbone and heads; the teacher has as many again."""
+    tokens_per_step: int
+    """Of student and teacher over all ranks."""
+    cost: StepCost
+    """Of one rank."""
+    step: StepTime
+    num_steps: int
+    peak_gib: float
+    """Of one rank, with what is reserved."""
+    memory_gib: float
+    """Of one device."""
+    gpu_hours: float
+    price: float
+    """In the currency of the price per hour."""
+    checkpoint_gib: float
+    """Of one checkpoint."""
+    kept_gib: float
+    """Of the checkpoints that stay."""
+    read_gib: float
+    """Images read over the whole stage."""
+    proposals: tuple[Proposal, ...]
+    """What would make it fit; empty where the stage does, and where nothing tried would."""
+    scaling: tuple[ScalingRow, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether a rank has the memory."""
+        return self.peak_gib <= self.memory_gib
+
+
+def plan_stages(
+    spec: PipelineSpec, *, hardware: Hardware, price_per_gpu_hour: float = 0.0, scales: bool = True
+) -> tuple[StagePlan, ...]:
+    """Plan pretraining and the high-resolution stage.
+
+    Args:
+        spec: Checked spec.
+        hardware: What it will run on.
+        price_per_gpu_hour: Of one device, any currency.
+        scales: Whether to work out other numbers of ranks.
+    """
+    return tuple(
+        _plan(name, spec, hardware=hardware, price=price_per_gpu_hour, scales=scales)
+        for name in ("pretrain", "finetune")
+    )
+
+
+def _plan(
+    name: str, spec: PipelineSpec, *, hardware: Hardware, price: float, scales: bool
+) -> StagePlan:
+    stage = stage_of(spec, name)
+    learning, topology = stage.learning, stage.topology
+    optimization, world = learning.optimization, topology.world_size
+    cost, step = cost_and_time(stage, hardware)
+    parameters = count_parameters(learning)
+    checkpoint = sum(parameters.values()) * STATE_BYTES / GIB
+    hours = step.total * optimization.num_steps * world / 3600
+    peak = peak_gib(cost, hardware)
+    fits = peak <= hardware.memory_gib
+    return StagePlan(
+        stage=name,
+        ranks=world,
+        images_per_rank=optimization.global_batch_size // world,
+        parameters=parameters,
+        tokens_per_step=tokens_per_image(learning) * optimization.global_batch_size,
+        cost=cost,
+        step=step,
+        num_steps=optimization.num_steps,
+        peak_gib=peak,
+        memory_gib=hardware.memory_gib,
+        gpu_hours=hours,
+        price=hours * price,
+        checkpoint_gib=checkpoint,
+        kept_gib=checkpoint * _num_kept(learning),
+        read_gib=optimization.num_steps * optimization.global_batch_size * IMAGE_BYTES / GIB,
+        proposals=() if fits else proposals(spec, name, hardware),
+        scaling=scaling(stage, hardware) if scales else (),
+    )
+
+
+def count_parameters(learning: TrainingConfig) -> dict[str, int]:
+    """Parameters of the student's backbone and heads; the teacher has the same."""
+    with torch.device("meta"):
+        size = learning.crops.global_crop_size_pixels
+        student = StudentTeacher(learning, image_size_pixels=size).student
+    return {
+        name: sum(parameter.numel() for parameter in part.parameters())
+        for name, part in student.named_children()
+    }
+
+
+def tokens_per_image(learning: TrainingConfig) -> int:
+    """Tokens that backbones see of an image: the student of all crops, the teacher of two."""
+    crops, backbone = learning.crops, learning.backbone
+
+    def tokens(size: int) -> int:
+        return 1 + backbone.num_register_tokens + (size // backbone.patch_size_pixels) ** 2
+
+    large = tokens(crops.global_crop_size_pixels)
+    return 4 * large + crops.num_local_crops * tokens(crops.local_crop_size_pixels)
+
+
+def scaling(stage: TrainStage, hardware: Hardware) -> tuple[ScalingRow, ...]:
+    """The same global batch on 8 to 1,024 ranks, those that it divides into.
+
+    Two steps are traced, with the fewest and the most images per rank. Between them work and
+    temporary memory lie on a line over the images of a rank, parameters and their moments over
+    the ranks of a replica, which stay as many as they are.
+    """
+    ranks = [world for world in RANKS if _fits_batch(stage, world)]
+    if not ranks:
+        return ()
+    ends = {world: cost_and_time(_on(stage, world), hardware)[0] for world in (ranks[0], ranks[-1])}
+    rows: list[ScalingRow] = []
+    for world in ranks:
+        cost = _between(ends, world=world)
+        step = step_time(
+            cost, hardware, world_size=world, num_replicas=_on(stage, world).topology.num_replicas
+        )
+        first = rows[0] if rows else None
+        ideal = first.step.total * first.ranks / world if first else step.total
+        rows.append(
+            ScalingRow(
+                ranks=world,
+                images_per_rank=stage.learning.optimization.global_batch_size // world,
+                peak_gib=peak_gib(cost, hardware),
+                step=step,
+                efficiency=ideal / step.total,
+                gpu_hours=step.total * stage.learning.optimization.num_steps * world / 3600,
+            )
+        )
+    return tuple(rows)
+
+
+def _between(ends: Mapping[int, StepCost], *, world: int) -> StepCost:
+    """Costs at a number of ranks from those at the fewest and the most."""
+    few, many = min(ends), max(ends)
+    low, high = ends[few], ends[many]
+    if few == many:
+        return low
+    weight = (1 / world - 1 / many) / (1 / few - 1 / many)
+
+    def mix(more: float, less: float) -> int:
+        return round(weight * more + (1 - weight) * less)
+
+    def mixed(more: Mapping[str, int], less: Mapping[str, int]) -> dict[str, int]:
+        return {key: mix(more.get(key, 0), less.get(key, 0)) for key in {*more, *less}}
+
+    return StepCost(
+        peak_bytes=mix(low.peak_bytes, high.peak_bytes),
+        memory_bytes=mixed(low.memory_bytes, high.memory_bytes),
+        flops=mixed(low.flops, high.flops),
+        moved_bytes=mix(low.moved_bytes, high.moved_bytes),
+        sent_bytes=mixed(low.sent_bytes, high.sent_bytes),
+        calls=high.calls,
+    )
+
+
+def _fits_batch(stage: TrainStage, world: int) -> bool:
+    optimization = stage.learning.optimization
+    return optimization.global_batch_size % (world * optimization.accumulation_steps) == 0
+
+
+def _on(stage: TrainStage, world: int) -> TrainStage:
+    """The stage on so many ranks; a replica keeps its ranks where there are enough."""
+    old = stage.topology
+    shards = old.world_size // old.num_replicas
+    replicas = max(1, world // shards) if old.num_replicas > 1 else 1
+    topology = Topology(processes_per_node=1, num_nodes=world, num_replicas=replicas)
+    return stage.model_copy(update={"topology": topology})
+
+
+def _num_kept(learning: TrainingConfig) -> int:
+    checkpoints, steps = learning.checkpoints, learning.optimization.num_steps
+    for_good = steps // checkpoints.keep_every_steps if checkpoints.keep_every_steps else 0
+    return min(checkpoints.keep_last + for_good, -(-steps // checkpoints.every_steps))
