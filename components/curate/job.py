@@ -14,7 +14,7 @@ from pydantic import Field
 from components.curate.config import CurateSettings
 from components.ranks.config import Topology
 from components.ranks.job import RanksJob
-from components.runtime.storage import joined, names
+from components.runtime.storage import join_uri, list_names
 from dinov2_core.config.frozen import Frozen
 from dinov2_core.curation.looking import blocks
 from dinov2_core.curation.sources import ImageFiles
@@ -69,7 +69,7 @@ class EmbeddingJob(RanksJob):
     @property
     def looks(self) -> str:
         """Place of the blocks."""
-        return joined(self.directory, LOOKS)
+        return join_uri(self.directory, LOOKS)
 
     def path_of(self, block: Block) -> Path:
         """File of a block on this node."""
@@ -86,7 +86,7 @@ class EmbeddingJob(RanksJob):
 
     def finished_blocks(self) -> set[str]:
         """Names of the blocks that are there, whoever made them."""
-        return set(names(self.looks))
+        return set(list_names(self.looks))
 
     def is_finished(self) -> bool:
         """Whether all blocks are there."""

@@ -24,8 +24,8 @@ from components.curate.pile import StoredImages
 from components.curate.seeing import seen_by_ranks, seen_here
 from components.ranks.launcher import add_launcher_flag, check_launch
 from components.runtime.manifests import AuditReport, DatasetManifest, digest_of, digest_of_file
-from components.runtime.stage import Stage, Workplace, run_stage, stage_parser
-from components.runtime.storage import delete, delete_there, exists, is_remote, joined
+from components.runtime.stage import Stage, StageContext, run_stage, stage_parser
+from components.runtime.storage import delete, delete_remote, exists, is_remote, join_uri
 from dinov2_core.curation.auditing import audit
 from dinov2_core.curation.curate import (
     Curation,
@@ -71,7 +71,7 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
     threads = settings.num_threads
     weights = settings.embedding.weights_file
 
-    def work(place: Workplace) -> DatasetManifest:
+    def work(place: StageContext) -> DatasetManifest:
         return _curate(config, sets, place=place, launch=launch)
 
     return Stage(
@@ -96,7 +96,7 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
         parents=(),
         work=work,
         metrics=_numbers,
-        holds=lambda manifest, _: exists(joined(manifest.shards_uri, INDEX_NAME)),
+        holds=lambda manifest, _: exists(join_uri(manifest.shards_uri, INDEX_NAME)),
         scratch=(PILE,),
     )
 
@@ -119,7 +119,7 @@ def _curate(
     config: CurateStage,
     sets: dict[Role, StoredImages],
     *,
-    place: Workplace,
+    place: StageContext,
     launch: Processes | ClusterLaunch,
 ) -> DatasetManifest:
     directory, settings = place.directory, config.settings
@@ -173,12 +173,12 @@ def _curate(
     )
     delete(place.uri(directory / LOOKS))
     if is_remote(manifest.uri):
-        delete_there(place.uri(directory / PILE))
+        delete_remote(place.uri(directory / PILE))
     return manifest
 
 
 def _planted_pile(
-    planted: Planted, sets: dict[Role, StoredImages], *, place: Workplace, truth: Path
+    planted: Planted, sets: dict[Role, StoredImages], *, place: StageContext, truth: Path
 ) -> StoredImages:
     """The clean pile and the defects in a folder; the truth, written last, lies beside it.
 
@@ -234,7 +234,7 @@ def _core_settings(settings: CurateSettings) -> CurationSettings:
 
 
 def _write_shards(
-    pile: ImageFiles, curation: Curation, shards: Path, *, size_bytes: int, place: Workplace
+    pile: ImageFiles, curation: Curation, shards: Path, *, size_bytes: int, place: StageContext
 ) -> None:
     """Copy the kept images into shards, in the order of the table."""
     shutil.rmtree(shards, ignore_errors=True)

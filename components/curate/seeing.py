@@ -13,8 +13,8 @@ from components.curate.job import EmbeddingJob, ImageSet, Role, read_blocks
 from components.curate.pile import StoredImages
 from components.ranks.launcher import run_job
 from components.runtime.progress import Reporter
-from components.runtime.stage import Workplace
-from components.runtime.storage import is_remote, send
+from components.runtime.stage import StageContext
+from components.runtime.storage import is_remote, upload
 from dinov2_core.curation.looking import looks
 from k8s.launchers import ClusterLaunch, Processes
 
@@ -43,7 +43,7 @@ def seen_by_ranks(
     sets: Mapping[Role, StoredImages],
     *,
     settings: CurateSettings,
-    place: Workplace,
+    place: StageContext,
     launch: Processes | ClusterLaunch,
 ) -> Seen:
     """Let ranks look at all images, and read what they saw.
@@ -67,15 +67,15 @@ def seen_by_ranks(
         ),
     )
     run_job(job, launch=launch, lock=place.lock, report=place.report)
-    place.fetch(job.looks)
+    place.download(job.looks)
     return {role: read_blocks(job, role, files) for role, files in sets.items()}
 
 
-def _seen_by_all(uri: str, place: Workplace) -> str:
+def _seen_by_all(uri: str, place: StageContext) -> str:
     """Where all nodes find images; those that this stage made are brought there."""
     path = Path(uri)
     if is_remote(uri) or not path.is_relative_to(place.directory):
         return uri
     shared = place.uri(path)
-    send(path, shared)
+    upload(path, shared)
     return shared

@@ -15,7 +15,7 @@ from components.curate.job import EmbeddingJob, ImageSet
 from components.curate.pile import StoredImages
 from components.ranks.worker_main import run_rank
 from components.runtime.progress import Reporter
-from components.runtime.storage import send
+from components.runtime.storage import upload
 from dinov2_core.curation.looking import look
 from dinov2_core.curation.manifest import write_table
 
@@ -52,7 +52,7 @@ def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
         )
         path = job.path_of(block)
         write_table(table, path)
-        send(path, job.place_of(path))
+        upload(path, job.place_of(path))
         done += len(block.numbers)
     report(job.work, done, total, detail=f"first of {num_ranks} ranks")
     return True

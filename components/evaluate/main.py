@@ -22,7 +22,7 @@ from components.runtime.manifests import (
     digest_of,
     digest_of_file,
 )
-from components.runtime.stage import Stage, Workplace, run_stage, stage_parser
+from components.runtime.stage import Stage, StageContext, run_stage, stage_parser
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.evaluation import pictures
 from dinov2_core.evaluation.baselines import raw_pixels, untrained
@@ -62,7 +62,7 @@ def _stage(args: argparse.Namespace) -> Stage[EvaluationReport]:
         }
     )
 
-    def work(place: Workplace) -> EvaluationReport:
+    def work(place: StageContext) -> EvaluationReport:
         return _Evaluation(config, dataset, checkpoint, place).report(evaluation_sha256)
 
     return Stage(
@@ -108,7 +108,7 @@ class _Evaluation:
         config: EvaluateStage,
         dataset: DatasetManifest,
         checkpoint: CheckpointManifest,
-        place: Workplace,
+        place: StageContext,
     ) -> None:
         self.settings: EvaluateSettings = config.settings
         self.sets = config.sets
@@ -118,7 +118,7 @@ class _Evaluation:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         described: TeacherConfig = checkpoint.teacher
         self.teacher: Teacher = load_teacher(
-            place.fetch(checkpoint.teacher_uri),
+            place.download(checkpoint.teacher_uri),
             backbone=described.backbone,
             image_size_pixels=described.image_size_pixels,
         )
@@ -282,7 +282,7 @@ class _Evaluation:
 
     def _collapse(self) -> dict[str, float]:
         """Indicators on curated training images, so that they exist without labels."""
-        with ShardReader(self.place.fetch(self.dataset.shards_uri)) as reader:
+        with ShardReader(self.place.download(self.dataset.shards_uri)) as reader:
             chosen = _spread(len(reader), NUM_COLLAPSE_IMAGES)
             images = [
                 EncodedImage(name=reader.entry(i).sha256, content=reader.read(i)) for i in chosen

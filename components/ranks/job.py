@@ -14,9 +14,9 @@ from components.runtime.context import RunContext
 from components.runtime.storage import (
     delete,
     is_remote,
-    joined,
+    join_uri,
+    list_names,
     local_path,
-    names,
     read_text,
     write_text,
 )
@@ -68,7 +68,7 @@ class RanksJob(Frozen):
     @property
     def uri(self) -> str:
         """Place of the file that holds this job, which the ranks are started with."""
-        return joined(self.directory, JOB)
+        return join_uri(self.directory, JOB)
 
     @property
     def progress(self) -> Path:
@@ -79,7 +79,7 @@ class RanksJob(Frozen):
         """Where, for all nodes, a file below the directory is."""
         if not is_remote(self.directory):
             return str(path)
-        return joined(self.directory, path.relative_to(self.root).as_posix())
+        return join_uri(self.directory, path.relative_to(self.root).as_posix())
 
     def write(self) -> None:
         """Leave the job where its ranks look for it."""
@@ -126,18 +126,18 @@ def write_failure(directory: str, *, rank: int, error: BaseException, can_be_fix
     """Leave the reason of a failure in the directory of a job."""
     message = str(error) if can_be_fixed else f"{type(error).__name__}: {error}"
     failure = Failure(rank=rank, time=time.time(), message=message, can_be_fixed=can_be_fixed)
-    write_text(joined(directory, FAILURES, f"rank_{rank}.json"), failure.model_dump_json())
+    write_text(join_uri(directory, FAILURES, f"rank_{rank}.json"), failure.model_dump_json())
 
 
 def first_failure(directory: str) -> Failure | None:
     """The failure to tell: one that can be fixed, else the earliest."""
-    failures = joined(directory, FAILURES)
-    texts = [read_text(joined(failures, name)) for name in names(failures)]
+    failures = join_uri(directory, FAILURES)
+    texts = [read_text(join_uri(failures, name)) for name in list_names(failures)]
     found = [Failure.model_validate_json(text) for text in texts if text is not None]
     return min(found, key=lambda f: (not f.can_be_fixed, f.time), default=None)
 
 
 def forget_outcome(directory: str) -> None:
     """Remove result and failures of an earlier attempt."""
-    delete(joined(directory, RESULT))
-    delete(joined(directory, FAILURES))
+    delete(join_uri(directory, RESULT))
+    delete(join_uri(directory, FAILURES))

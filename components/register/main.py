@@ -28,7 +28,7 @@ from components.runtime.registry import (
     RegisteredVersion,
     Registry,
 )
-from components.runtime.stage import Stage, Workplace, context_of, run_stage, stage_parser
+from components.runtime.stage import Stage, StageContext, context_of, run_stage, stage_parser
 from components.runtime.tracking import StageRun
 
 MODEL_CODE = Path(__file__).parent / "teacher_model.py"
@@ -46,7 +46,7 @@ def _stage(args: argparse.Namespace) -> Stage[Registration]:
     checkpoint = CheckpointManifest.read(args.checkpoint)
     report = EvaluationReport.read(args.report)
 
-    def work(place: Workplace) -> Registration:
+    def work(place: StageContext) -> Registration:
         return _register(config, dataset, checkpoint, report, place)
 
     return Stage(
@@ -74,7 +74,7 @@ def _register(
     dataset: DatasetManifest,
     checkpoint: CheckpointManifest,
     report: EvaluationReport,
-    place: Workplace,
+    place: StageContext,
 ) -> Registration:
     registry = Registry(place.run, config.model_name)
     place.report("deciding", 0, 2, unit="step")
@@ -87,7 +87,7 @@ def _register(
     version = registry.add(
         code=MODEL_CODE,
         weights=_backbone_weights(
-            place.fetch(checkpoint.teacher_uri), directory / "teacher.safetensors"
+            place.download(checkpoint.teacher_uri), directory / "teacher.safetensors"
         ),
         config=_model_config(checkpoint, directory / "teacher.json"),
         example=_example_image(checkpoint),

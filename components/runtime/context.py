@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from components.runtime.uris import is_remote, joined, local_path
+from components.runtime.uris import is_remote, join_uri, local_path
 from dinov2_core.config.frozen import Frozen
 
 
@@ -44,7 +44,7 @@ class RunContext(Frozen):
         """The place, for all nodes, of what lies below the work directory on this one."""
         if not is_remote(self.workdir):
             return str(path)
-        return joined(self.workdir, path.relative_to(self.root).as_posix())
+        return join_uri(self.workdir, path.relative_to(self.root).as_posix())
 
     @property
     def resolved_tracking_uri(self) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from components.runtime.storage import StorageError, is_remote, send
+from components.runtime.storage import StorageError, is_remote, upload
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,6 @@ class Copier:
         try:
             for path, uri in self._places.items():
                 if path.exists():
-                    send(path, uri, is_growing=True)
+                    upload(path, uri, is_growing=True)
         except StorageError as error:
             logger.warning("not copied to the store: %s", error)

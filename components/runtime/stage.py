@@ -23,16 +23,16 @@ from components.runtime.outputs import write_executor_output
 from components.runtime.processes import die_with_parent, exclusive_directory
 from components.runtime.progress import Reporter
 from components.runtime.storage import (
-    HOLDS,
+    LOCK_FILES,
     StorageError,
     delete,
+    download,
     exists,
-    fetch,
     is_remote,
-    joined,
-    names,
+    join_uri,
+    list_names,
     read_text,
-    send,
+    upload,
     write_text,
 )
 from components.runtime.tracking import (
@@ -62,7 +62,7 @@ FOR_PEOPLE = (ValueError, StorageError, TrackingUnreachable, StageFailed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Workplace:
+class StageContext:
     """What a stage's work may use."""
 
     directory: Path
@@ -84,14 +84,14 @@ class Workplace:
         """What a manifest calls a place below the directory."""
         return self.context.uri_of(path)
 
-    def fetch(self, uri: str) -> Path:
-        """Where on this node a place is that a manifest names; see `storage.fetch`."""
+    def download(self, uri: str) -> Path:
+        """Where on this node a place is that a manifest names; see `storage.download`."""
 
         def progress(done: int, total: int) -> None:
             if total:
                 self.report("fetching", done // 10**6, total // 10**6, unit="megabyte")
 
-        return fetch(uri, progress=progress)
+        return download(uri, progress=progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ class Stage(Generic[Output]):
     """Settings that may change the result, without places, and digests of what it reads."""
     parents: tuple[Manifest, ...]
     """Manifests it reads."""
-    work: Callable[[Workplace], Output]
+    work: Callable[[StageContext], Output]
     """Does it."""
     metrics: Callable[[Output], dict[str, float]]
     """Numbers to show for a manifest."""
@@ -237,7 +237,7 @@ class _Attempt(Generic[Output]):
     @property
     def finished(self) -> str:
         """Manifest that is written last."""
-        return joined(self.home, "manifest.json")
+        return join_uri(self.home, "manifest.json")
 
     def result(self, report: Reporter) -> tuple[Output, bool]:
         """The manifest, and whether it was there already."""
@@ -251,7 +251,7 @@ class _Attempt(Generic[Output]):
                 return manifest, True
             delete(self.finished)
             manifest = self._work(report, lock=lock)
-            send(self.directory, self.home, leaving_out=self.stage.scratch)
+            upload(self.directory, self.home, leaving_out=self.stage.scratch)
             write_text(self.finished, manifest.model_dump_json(indent=2) + "\n")
         return manifest, False
 
@@ -280,12 +280,12 @@ class _Attempt(Generic[Output]):
             if not is_remote(self.home):
                 yield lock
                 return
-            with leased(joined(self.home, "lease.json"), owner=f"run {self.context.run_id}"):
+            with leased(join_uri(self.home, "lease.json"), owner=f"run {self.context.run_id}"):
                 yield lock
 
     @property
     def _owner(self) -> str:
-        return joined(self.home, "run_id")
+        return join_uri(self.home, "run_id")
 
     def _is_ours(self) -> bool:
         """Whether this run was the last to work here: a restart of the run continues it."""
@@ -294,15 +294,15 @@ class _Attempt(Generic[Output]):
     def _forget_unless_cached(self) -> None:
         """Without the cache, empty the directory once per run."""
         if not self.context.use_cache and not self._is_ours():
-            stored = {name.partition("/")[0] for name in names(self.home)}
+            stored = {name.partition("/")[0] for name in list_names(self.home)}
             here = {path.name for path in self.directory.iterdir()}
-            for name in (stored | here).difference(HOLDS):
-                delete(joined(self.home, name))
+            for name in (stored | here).difference(LOCK_FILES):
+                delete(join_uri(self.home, name))
         write_text(self._owner, self.context.run_id)
 
     def _work(self, report: Reporter, *, lock: int) -> Output:
         self.run.log_params(json.loads(self.stage.settings.model_dump_json()))
-        place = Workplace(
+        place = StageContext(
             directory=self.directory,
             lock=lock,
             run=self.run,

@@ -1,8 +1,8 @@
 """The storage door: what stages exchange, by path or by s3:// URI.
 
 Stages work in local directories. For a path that is the place itself, and nothing is copied. For a
-URI it is a directory of this node's spool, at the same key: `send` copies from it to the store and
-`fetch` the other way, each only what the other side lacks.
+URI it is a directory of this node's cache, at the same key: `upload` copies from it to the store
+and `download` the other way, each only what the other side lacks.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from pathlib import Path
 from components.runtime import s3
 from components.runtime.manifests import write_atomically
 from components.runtime.s3 import ObjectUnreadable, RemoteObject, StorageError, StoreUnreachable
-from components.runtime.uris import bucket_and_key, is_remote, joined, local_path, spool
+from components.runtime.uris import bucket_and_key, cache_directory, is_remote, join_uri, local_path
 
 __all__ = [
     "ObjectUnreadable",
     "StorageError",
     "StoreUnreachable",
     "is_remote",
-    "joined",
+    "join_uri",
     "local_path",
 ]
 
 PARALLEL_OBJECTS = 4
 """Objects on the way at a time; large ones go in several parts at a time besides."""
 
-HOLDS = ("lock", "lease.json")
+LOCK_FILES = ("lock", "lease.json")
 """Files that say who is at work in a directory; they are never copied."""
 
 Progress = Callable[[int, int], None]
@@ -53,7 +53,7 @@ def exists(uri: str) -> bool:
     return bool(_objects(uri)) if is_remote(uri) else Path(uri).exists()
 
 
-def names(uri: str) -> list[str]:
+def list_names(uri: str) -> list[str]:
     """Paths of all files below a directory, relative to it, in order; none where it is absent.
 
     Hidden files of a local directory, which are somebody's temporary ones, are left out.
@@ -94,7 +94,7 @@ def write_text(uri: str, text: str) -> None:
 def delete(uri: str) -> None:
     """Remove a file or a directory with all that it holds, from the store and from the spool."""
     if is_remote(uri):
-        delete_there(uri)
+        delete_remote(uri)
     path = local_path(uri)
     if path.is_dir():
         shutil.rmtree(path)
@@ -102,12 +102,12 @@ def delete(uri: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def delete_there(uri: str) -> None:
+def delete_remote(uri: str) -> None:
     """Remove from a store what a URI names, and leave the spool as it is."""
     s3.delete([item.uri for item in _objects(uri)])
 
 
-def fetch_file(uri: str, path: Path) -> None:
+def download_file(uri: str, path: Path) -> None:
     """Bring one object to a path, verified, whatever is there.
 
     Raises:
@@ -117,7 +117,7 @@ def fetch_file(uri: str, path: Path) -> None:
     s3.download(uri, path)
 
 
-def fetch(uri: str, *, progress: Progress = _silent) -> Path:
+def download(uri: str, *, progress: Progress = _silent) -> Path:
     """Where a file or directory is on this node, after bringing there what the spool lacks.
 
     Every object is verified as it arrives. Ranks of one node may ask at the same time: one
@@ -147,14 +147,14 @@ def fetch(uri: str, *, progress: Progress = _silent) -> Path:
     return path
 
 
-def fetch_if_newer(uri: str) -> None:
+def download_if_newer(uri: str) -> None:
     """Bring a file that somebody on another node may have gone on with.
 
     A file of the spool that grew out of the store's one stays; where there is none, nothing
     happens.
 
     Raises:
-        StorageError: As for `fetch`.
+        StorageError: As for `download`.
     """
     for item in _objects(uri) if is_remote(uri) else ():
         path = local_path(item.uri)
@@ -162,7 +162,7 @@ def fetch_if_newer(uri: str) -> None:
             _bring(item)
 
 
-def send(
+def upload(
     path: Path, uri: str, *, leaving_out: Collection[str] = (), is_growing: bool = False
 ) -> None:
     """Copy a file or a directory to its place, as far as it changed; nothing where it lies there.
@@ -191,13 +191,15 @@ def send(
 
     def send_one(file: Path) -> None:
         with suppress(FileNotFoundError):  # somebody's temporary file
-            _send_file(file, joined(uri, file.relative_to(path).as_posix()), is_growing=is_growing)
+            _send_file(
+                file, join_uri(uri, file.relative_to(path).as_posix()), is_growing=is_growing
+            )
 
     with ThreadPoolExecutor(PARALLEL_OBJECTS) as pool:
         list(pool.map(send_one, files))
 
 
-def fetch_object(uri: str, *, directory: Path) -> Path:
+def download_object(uri: str, *, directory: Path) -> Path:
     """Bring the object of an s3:// URI into a directory; done once for each content.
 
     Returns:
@@ -243,7 +245,7 @@ def _below(uri: str, root: str) -> str:
 
 def _is_sent(relative: Path, leaving_out: Collection[str]) -> bool:
     is_hidden = any(part.startswith(".") for part in relative.parts)
-    return not is_hidden and relative.parts[0] not in (*HOLDS, *leaving_out)
+    return not is_hidden and relative.parts[0] not in (*LOCK_FILES, *leaving_out)
 
 
 def _send_file(path: Path, uri: str, *, is_growing: bool) -> None:
@@ -294,7 +296,7 @@ def _seen(path: Path) -> list[int]:
 
 def _beside(path: Path, ending: str) -> Path:
     """Where the door keeps what it knows of a place: in the spool, away from the files."""
-    return spool() / ".stored" / f"{path.relative_to(spool())}{ending}"
+    return cache_directory() / ".stored" / f"{path.relative_to(cache_directory())}{ending}"
 
 
 def _remembered(path: Path) -> dict[str, object]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 SCHEME = "s3://"
 _BUCKET = re.compile(r"[\w.-]{3,255}")
-SPOOL_VARIABLE = "DINOPIPE_SPOOL"
+CACHE_VARIABLE = "DINOPIPE_SPOOL"
 """Environment variable that names the spool: a directory of this node, shared with no other."""
 
 
@@ -17,7 +17,7 @@ def is_remote(uri: str) -> bool:
     return uri.startswith(SCHEME)
 
 
-def joined(uri: str, *names: str) -> str:
+def join_uri(uri: str, *names: str) -> str:
     """The place below a path or a URI."""
     return "/".join((uri.rstrip("/"), *names))
 
@@ -28,9 +28,9 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def spool() -> Path:
+def cache_directory() -> Path:
     """Directory that holds on this node what lies in object stores."""
-    return Path(os.environ.get(SPOOL_VARIABLE) or Path.home() / ".cache" / "dinopipe")
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "dinopipe")
 
 
 def local_path(uri: str) -> Path:
@@ -46,4 +46,4 @@ def local_path(uri: str) -> Path:
     if not _BUCKET.fullmatch(bucket) or ".." in (bucket, *parts):
         shown = re.sub("//[^/]*@", "//", uri)  # no secret belongs here, and none is told
         raise ValueError(f"{shown} names no place in a bucket; write s3://BUCKET/PREFIX")
-    return spool().joinpath(bucket, *parts)
+    return cache_directory().joinpath(bucket, *parts)

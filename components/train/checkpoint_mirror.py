@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from components.runtime import storage
-from components.runtime.storage import is_remote, joined, read_text
+from components.runtime.storage import is_remote, join_uri, read_text
 from components.train.job import Job
 from dinov2_core.distributed.checkpoint import MARKER
 
@@ -33,17 +33,19 @@ class StoredCheckpoints:
 
     def folders(self) -> dict[str, str]:
         """Text of the marker of every folder, by the folder's name; empty without a marker."""
-        found = storage.names(self._uri)
+        found = storage.list_names(self._uri)
         marked = {name.rpartition("/")[0] for name in found if name.endswith(f"/{MARKER}")}
         return {
-            folder: (read_text(joined(self._uri, folder, MARKER)) or "") if folder in marked else ""
+            folder: (read_text(join_uri(self._uri, folder, MARKER)) or "")
+            if folder in marked
+            else ""
             for folder in {name.partition("/")[0] for name in found}
         }
 
     def send(self, files: Sequence[Path]) -> None:
         """Copy files there, several at a time."""
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-            list(pool.map(lambda file: storage.send(file, self._place_of(file)), files))
+            list(pool.map(lambda file: storage.upload(file, self._place_of(file)), files))
 
     def bring(self, files: Sequence[Path]) -> None:
         """Copy files from there; those that are missing or damaged there stay away."""
@@ -54,24 +56,24 @@ class StoredCheckpoints:
         """Bring the records up to date, then copy the marker."""
         for record, uri in self._records.items():
             if record.exists():
-                storage.send(record, uri, is_growing=True)
-        storage.send(marker, self._place_of(marker))
+                storage.upload(record, uri, is_growing=True)
+        storage.upload(marker, self._place_of(marker))
 
     def unmark(self, folder: str) -> None:
         """Remove a folder's marker."""
-        storage.delete_there(joined(self._uri, folder, MARKER))
+        storage.delete_remote(join_uri(self._uri, folder, MARKER))
 
     def remove(self, folder: str) -> None:
         """Remove a folder, its marker first."""
         self.unmark(folder)
-        storage.delete_there(joined(self._uri, folder))
+        storage.delete_remote(join_uri(self._uri, folder))
 
     def _place_of(self, file: Path) -> str:
-        return joined(self._uri, file.parent.name, file.name)
+        return join_uri(self._uri, file.parent.name, file.name)
 
     def _bring(self, file: Path) -> None:
         try:
-            storage.fetch_file(self._place_of(file), file)
+            storage.download_file(self._place_of(file), file)
         except storage.ObjectUnreadable as error:
             logger.warning("%s", error)
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from components.ranks.config import Topology
 from components.ranks.job import RESULT, RanksJob
-from components.runtime.storage import joined, local_path, read_text, write_text
+from components.runtime.storage import join_uri, local_path, read_text, write_text
 from components.train.config import TrainStage
 from dinov2_core.config.frozen import Frozen
 
@@ -117,12 +117,12 @@ def places_to_look_at(job: Job) -> dict[Path, str]:
 
 def write_result(job: Job, result: Result) -> None:
     """Leave the result."""
-    write_text(joined(job.directory, RESULT), result.model_dump_json(indent=2) + "\n")
+    write_text(join_uri(job.directory, RESULT), result.model_dump_json(indent=2) + "\n")
 
 
 def read_result(job: Job) -> Result | None:
     """What rank 0 left; None before that."""
-    text = read_text(joined(job.directory, RESULT))
+    text = read_text(join_uri(job.directory, RESULT))
     return None if text is None else Result.model_validate_json(text)
 
 

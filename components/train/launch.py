@@ -18,13 +18,13 @@ from components.runtime.manifests import (
 )
 from components.runtime.stage import (
     Stage,
+    StageContext,
     StageFailed,
-    Workplace,
     context_of,
     run_stage,
     stage_parser,
 )
-from components.runtime.storage import exists, fetch, send
+from components.runtime.storage import download, exists, upload
 from components.train.config import TrainStage
 from components.train.job import CHECKPOINTS, Job, Phase, read_result
 from k8s.launchers import ClusterLaunch, Processes, read_launch
@@ -76,7 +76,7 @@ def _stage(
         mode="json", exclude={"checkpoints", "execution", "guards"}
     )
 
-    def work(place: Workplace) -> CheckpointManifest:
+    def work(place: StageContext) -> CheckpointManifest:
         return _train(
             phase, config=config, dataset=dataset, weights=weights, place=place, launch=launch
         )
@@ -87,7 +87,7 @@ def _stage(
         identity={
             "learning": learning,
             "world_size": config.topology.world_size,
-            "initial_weights": digest_of_file(fetch(weights)) if weights else "",
+            "initial_weights": digest_of_file(download(weights)) if weights else "",
         },
         parents=(dataset, pretrained) if pretrained else (dataset,),
         work=work,
@@ -138,7 +138,7 @@ def starting_weights(
         )
         if not fetched.is_relative_to(context.root):
             return str(fetched)
-        send(fetched, context.uri_of(fetched))  # ranks on other nodes need them too
+        upload(fetched, context.uri_of(fetched))  # ranks on other nodes need them too
         return context.uri_of(fetched)
     place = pretrained.teacher_uri if pretrained else ""
     if place and not exists(place):
@@ -155,7 +155,7 @@ def _train(
     config: TrainStage,
     dataset: DatasetManifest,
     weights: str,
-    place: Workplace,
+    place: StageContext,
     launch: Processes | ClusterLaunch,
 ) -> CheckpointManifest:
     """Start the ranks, wait for them and describe what they left."""

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from components.runtime.manifests import digest_of_file
 from components.runtime.registry import fetch_teacher
-from components.runtime.storage import fetch_object, is_remote
+from components.runtime.storage import download_object, is_remote
 from components.train.config import is_weights_file
 
 TIMM = "timm:"
@@ -34,7 +34,7 @@ def fetch_weights(source: str, *, directory: Path, tracking_uri: str) -> Path:
         TrackingUnreachable: The tracking server does not answer.
     """
     if is_remote(source):
-        return fetch_object(source, directory=directory)
+        return download_object(source, directory=directory)
     if source.startswith(TIMM):
         return _from_timm(source, directory=directory)
     if not is_weights_file(source):

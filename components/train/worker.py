@@ -16,7 +16,7 @@ import torch
 from components.ranks.worker_main import run_rank
 from components.runtime.manifests import write_atomically
 from components.runtime.progress import Reporter
-from components.runtime.storage import fetch, fetch_if_newer, local_path, send, write_text
+from components.runtime.storage import download, download_if_newer, local_path, upload, write_text
 from components.train.checkpoint_mirror import mirror_of
 from components.train.job import CHECKPOINTS, Job, Result, last_rows, write_result
 from components.train.observation import Collapsed, Observer
@@ -67,7 +67,7 @@ def _take_steps(job: Job, stop: threading.Event) -> bool:
             _follow(run, job=job, ranks=ranks, should_stop=stop.is_set)
         sha256 = run.export_teacher(job.teacher) if run.is_finished else ""
         if ranks.is_main_rank:
-            send(job.root, job.directory, leaving_out=[CHECKPOINTS])
+            upload(job.root, job.directory, leaving_out=[CHECKPOINTS])
             write_result(job, _result(job, run=run, sha256=sha256))
         return run.is_finished
 
@@ -81,12 +81,12 @@ def _fetch_inputs(job: Job) -> None:
         if total:
             report("fetching shards", done // 10**6, total // 10**6, unit="megabyte")
 
-    fetch(job.shards, progress=progress)
+    download(job.shards, progress=progress)
     if job.starting_weights:
-        fetch(job.starting_weights)
+        download(job.starting_weights)
     if is_main_rank:
         for place in (job.metrics, job.health):
-            fetch_if_newer(job.place_of(place))
+            download_if_newer(job.place_of(place))
 
 
 def _follow(run: TrainingRun, *, job: Job, ranks: Ranks, should_stop: Callable[[], bool]) -> None:

@@ -28,14 +28,14 @@ from components.runtime.processes import COMPUTING
 from components.runtime.storage import (
     delete,
     is_remote,
-    joined,
+    join_uri,
     local_path,
     read_text,
-    send,
+    upload,
     write_text,
 )
 from components.runtime.tracking import TRACKING_ERRORS, Status, Tracker, check_reachable
-from components.runtime.uris import SPOOL_VARIABLE, spool
+from components.runtime.uris import CACHE_VARIABLE, cache_directory
 from pipelines.graph.dinov2 import compile_pipeline
 from pipelines.local.display import read_progress
 from pipelines.spec.pipeline_spec import STAGES, PipelineSpec
@@ -102,7 +102,7 @@ def claimed_workdir(workdir: str) -> Iterator[None]:
         if not is_remote(workdir):
             yield
             return
-        with leased(joined(workdir, "lease.json"), owner=f"machine {socket.gethostname()}"):
+        with leased(join_uri(workdir, "lease.json"), owner=f"machine {socket.gethostname()}"):
             yield
 
 
@@ -114,7 +114,7 @@ def context_for(
     spec_sha256 = digest_of(spec)
     identity = _identity(spec_sha256, use_cache=use_cache)
     run_id = f"{spec.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    state = read_text(joined(workdir, STATE))
+    state = read_text(join_uri(workdir, STATE))
     if state is not None:
         last = json.loads(state)
         if last["identity"] == identity and last["status"] != "succeeded":
@@ -140,7 +140,7 @@ def _identity(spec_sha256: str, *, use_cache: bool) -> str:
 def _remember(context: RunContext, *, status: str) -> None:
     identity = _identity(context.spec_sha256, use_cache=context.use_cache)
     text = json.dumps({"identity": identity, "run_id": context.run_id, "status": status})
-    write_text(joined(context.workdir, STATE), text + "\n")
+    write_text(join_uri(context.workdir, STATE), text + "\n")
 
 
 def run_locally(
@@ -183,12 +183,12 @@ def run_locally(
         parent = tracker.parent()
         tracker.open(parent).log_params(json.loads(spec.model_dump_json()))
         log = root / "logs" / f"{context.run_id}.log"
-        delete(joined(workdir, RESULT))
+        delete(join_uri(workdir, RESULT))
         started = time.monotonic()
         ended = _execute(package, chosen, context, log=log, watch=watch, on_line=on_line)
         with contextlib.suppress(*TRACKING_ERRORS):  # it may have died since
             tracker.end_parent(MLFLOW_STATUS[ended])
-        send(log, context.uri_of(log))
+        upload(log, context.uri_of(log))
         _remember(context, status=ended)
         if ended == "interrupted":
             raise KeyboardInterrupt
@@ -337,13 +337,13 @@ def _docker_runner(spec: PipelineSpec, workdir: Path) -> local.DockerRunner:
         user=f"{os.getuid()}:{os.getgid()}",
         shm_size="1g",
         init=True,  # a first process of its own drops signals until it handles them
-        environment={"HOME": "/tmp", SPOOL_VARIABLE: str(spool()), **passed},
+        environment={"HOME": "/tmp", CACHE_VARIABLE: str(cache_directory()), **passed},
     )
 
 
 def _writable(root: Path) -> list[str]:
     """What containers write to: the work directory, or all of the spool that it lies in."""
-    return [str(spool() if root.is_relative_to(spool()) else root)]
+    return [str(cache_directory() if root.is_relative_to(cache_directory()) else root)]
 
 
 def _interrupt_containers(workdir: Path, *, until: threading.Event) -> None:

@@ -14,7 +14,7 @@ from components.runtime.manifests import (
     Registration,
 )
 from components.runtime.progress import Progress, duration
-from components.runtime.storage import fetch, joined, write_text
+from components.runtime.storage import download, join_uri, write_text
 from dinov2_core.config.frozen import Frozen
 from pipelines.local.display import read_progress
 from pipelines.local.run import RESULT, LocalRun
@@ -81,7 +81,7 @@ def result_of(spec: PipelineSpec, run: LocalRun) -> RunResult:
             continue
         stages[stage] = _stage_result(progress)
         if progress.manifest_uri:
-            manifest = MANIFESTS[stage].read(fetch(progress.manifest_uri))
+            manifest = MANIFESTS[stage].read(download(progress.manifest_uri))
             metrics.update(_metrics(stage, manifest))
             if isinstance(manifest, Registration):
                 registration = manifest
@@ -107,7 +107,7 @@ def result_of(spec: PipelineSpec, run: LocalRun) -> RunResult:
 
 def write_result(result: RunResult, workdir: str) -> str:
     """Write run.json; gives its place."""
-    place = joined(workdir, RESULT)
+    place = join_uri(workdir, RESULT)
     write_text(place, json.dumps(result.model_dump(mode="json"), indent=2) + "\n")
     return place
 
@@ -158,7 +158,7 @@ def summary_rows(result: RunResult) -> list[tuple[str, str, str, str]]:
         if not ended.manifest:
             rows.append((stage, time, ended.state, ""))
             continue
-        manifest = MANIFESTS[stage].read(fetch(ended.manifest))
+        manifest = MANIFESTS[stage].read(download(ended.manifest))
         rows.append((stage, time, "\n".join(_key_numbers(manifest)), _shown(manifest)))
     return rows
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from components.curate.job import EmbeddingJob
 from components.ranks.cluster_job import PASSED_ON, rendered, training_of
 from components.ranks.job import RanksJob
-from components.runtime.uris import joined
+from components.runtime.uris import join_uri
 from components.train.job import Job
 from k8s.job_kind import JobKind
 from k8s.launchers import Processes, read_launch
@@ -66,7 +66,7 @@ def _ranks_of(
     phase: RanksPhase, spec: PipelineSpec, target: Target, *, run: str, work: str
 ) -> RanksJob:
     context = cluster_context(spec, workdir=target.workdir).model_copy(update={"run_id": run})
-    directory = joined(target.workdir, "stages", phase, work)
+    directory = join_uri(target.workdir, "stages", phase, work)
     if phase == "curate":
         return EmbeddingJob(
             settings=spec.curate, sets=(), context=context, directory=directory, mlflow_run_id=""

@@ -9,7 +9,7 @@ import pytest
 
 from components.curate.job import EmbeddingJob, ImageSet, read_blocks
 from components.curate.pile import StoredImages
-from components.runtime.storage import send
+from components.runtime.storage import upload
 from dinov2_core.curation.embedding import PixelEmbedder
 from dinov2_core.curation.looking import BLOCK_FILES, look
 from dinov2_core.curation.manifest import write_table
@@ -45,7 +45,7 @@ def test_a_job_is_finished_when_all_blocks_are_there(job: EmbeddingJob) -> None:
         files = MemoryImages(names=["x"] * BLOCK_FILES, contents=[b""] * BLOCK_FILES)
         table = look(files, range(len(block.numbers)), embedder=PixelEmbedder())
         write_table(table, job.path_of(block))
-        send(job.path_of(block), job.place_of(job.path_of(block)))
+        upload(job.path_of(block), job.place_of(job.path_of(block)))
     assert job.is_finished()
     assert job.how_far() == "after 3 of 3 blocks of images"
 

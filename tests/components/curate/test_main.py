@@ -13,7 +13,7 @@ import pytest
 from components.curate.main import main
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
-from components.runtime.storage import exists, fetch
+from components.runtime.storage import download, exists
 from dinov2_core.data.shards import ShardReader
 from k8s.launchers import TrainJob, launch_of
 from k8s.placement import PodResources
@@ -116,13 +116,13 @@ def test_ranks_make_the_same_data_set(
     assert main(given) == 0
     shared = DatasetManifest.read(output)
     assert shared.sha256 == alone.sha256
-    assert fetch(shared.table_uri).read_bytes() == Path(alone.table_uri).read_bytes()
+    assert download(shared.table_uri).read_bytes() == Path(alone.table_uri).read_bytes()
     assert exists(shared.uri + "/job.json"), "the test itself: ranks were at work"
     assert not exists(shared.uri + "/looks"), "what they saw is of no use any more"
     assert kind == "disk" or not exists(shared.uri + "/pile")
-    modified = fetch(shared.table_uri).stat().st_mtime_ns
+    modified = download(shared.table_uri).stat().st_mtime_ns
     assert main(given) == 0
-    assert fetch(shared.table_uri).stat().st_mtime_ns == modified, "nothing is done twice"
+    assert download(shared.table_uri).stat().st_mtime_ns == modified, "nothing is done twice"
 
 
 def test_ranks_that_cannot_be_started_are_refused_before_work(

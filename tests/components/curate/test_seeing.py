@@ -18,7 +18,7 @@ from components.ranks.config import Topology
 from components.runtime.context import RunContext
 from components.runtime.processes import exclusive_directory
 from components.runtime.progress import Reporter
-from components.runtime.stage import Workplace
+from components.runtime.stage import StageContext
 from components.runtime.tracking import Tracker
 from dinov2_core.curation.curate import CurationSettings, Registration, curate
 from dinov2_core.curation.looking import BLOCK_FILES
@@ -78,7 +78,7 @@ def test_ranks_see_what_one_process_sees(
     }
     directory = context.stage_directory("curate", "k")
     with exclusive_directory(directory) as lock:
-        place = Workplace(
+        place = StageContext(
             directory=directory,
             lock=lock,
             run=Tracker(context).stage("curate", key="k"),

@@ -17,7 +17,7 @@ from components.train.job import Job
 
 RANK = """
 import sys
-from components.ranks.rank import run_rank
+from components.ranks.worker_main import run_rank
 from components.runtime.storage import StoreUnreachable
 from components.train.job import Job
 

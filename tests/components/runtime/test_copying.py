@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from components.runtime.copying import Copier
-from components.runtime.storage import local_path, names, read_text
+from components.runtime.storage import list_names, local_path, read_text
 
 HOME = "s3://pile/stages/pretrain/0"
 
@@ -26,7 +26,7 @@ def test_files_are_copied_while_they_grow_and_at_the_end(s3: str) -> None:
         (root / "metrics.jsonl").write_text("1\n2\n")
         (root / "health" / "health.html").write_text("page")
     assert read_text(f"{HOME}/metrics.jsonl") == "1\n2\n"
-    assert names(HOME) == ["health/health.html", "metrics.jsonl"]
+    assert list_names(HOME) == ["health/health.html", "metrics.jsonl"]
 
 
 def test_a_dead_store_stops_nobody(

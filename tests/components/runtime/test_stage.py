@@ -12,8 +12,8 @@ from components.curate.config import PixelEmbedding
 from components.runtime.context import RunContext
 from components.runtime.manifests import EvaluationReport
 from components.runtime.progress import Progress
-from components.runtime.stage import Stage, Workplace, context_of, entry_point, run_stage
-from components.runtime.storage import StorageError, exists, names, read_text, write_text
+from components.runtime.stage import Stage, StageContext, context_of, entry_point, run_stage
+from components.runtime.storage import StorageError, exists, list_names, read_text, write_text
 from components.runtime.tracking import Tracker
 from tests.s3_server import BadLine
 
@@ -25,7 +25,7 @@ class Work:
         self.error = error
         self.times = 0
 
-    def __call__(self, place: Workplace) -> EvaluationReport:
+    def __call__(self, place: StageContext) -> EvaluationReport:
         self.times += 1
         (place.directory / "partial").write_text("kept between attempts")
         if self.error is not None:
@@ -122,7 +122,7 @@ def test_a_store_gets_what_a_stage_makes_and_the_manifest_last(
         do(work, stored, tmp_path / "a.json")
     manifest = EvaluationReport.read(tmp_path / "a.json")
     assert manifest.uri.startswith("s3://pile/run/stages/evaluate/")
-    kept = names(manifest.uri)
+    kept = list_names(manifest.uri)
     assert kept == ["manifest.json", "partial", "run_id"]
     written = [path.rpartition("/")[2] for method, path in line.requests if method == "PUT"]
     assert written.index("partial") < written.index("manifest.json")
@@ -140,7 +140,7 @@ def test_work_that_failed_leaves_no_manifest_in_the_store(
 ) -> None:
     with pytest.raises(ValueError, match="the pile is empty"):
         do(Work(error=ValueError("the pile is empty")), stored, tmp_path / "a.json")
-    kept = names("s3://pile/run/stages")
+    kept = list_names("s3://pile/run/stages")
     assert [name.rpartition("/")[2] for name in kept] == ["run_id"]
     progress = read_text(f"s3://pile/run/progress/{stored.run_id}/evaluate.json")
     assert Progress.model_validate_json(progress or "").state == "failed"
@@ -164,7 +164,7 @@ class Busy(Work):
         super().__init__()
         self.other, self.output, self.told = other, output, ""
 
-    def __call__(self, place: Workplace) -> EvaluationReport:
+    def __call__(self, place: StageContext) -> EvaluationReport:
         try:
             do(Work(), self.other, self.output)
         except ValueError as error:
@@ -187,7 +187,7 @@ def test_runs_on_two_machines_do_not_do_the_same_work_at_a_time(
     other = stored.model_copy(update={"run_id": stored.run_id + "-other"})
 
     class Elsewhere(Busy):
-        def __call__(self, place: Workplace) -> EvaluationReport:
+        def __call__(self, place: StageContext) -> EvaluationReport:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("DINOPIPE_SPOOL", str(tmp_path / "another spool"))
                 try:

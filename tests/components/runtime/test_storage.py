@@ -15,15 +15,15 @@ from components.runtime import s3 as door
 from components.runtime.storage import (
     StorageError,
     delete,
+    download,
+    download_if_newer,
+    download_object,
     exists,
-    fetch,
-    fetch_if_newer,
-    fetch_object,
     find_object,
+    list_names,
     local_path,
-    names,
     read_text,
-    send,
+    upload,
     write_text,
 )
 from tests.s3_server import BadLine
@@ -65,7 +65,7 @@ def requests_of(line: BadLine, method: str) -> list[str]:
 
 def test_texts_are_written_read_listed_and_removed(home: str) -> None:
     assert not exists(home)
-    assert names(home) == []
+    assert list_names(home) == []
     assert read_text(f"{home}/b/1.json") is None
     write_text(f"{home}/b/1.json", "ü")
     write_text(f"{home}/a", "old")
@@ -74,26 +74,26 @@ def test_texts_are_written_read_listed_and_removed(home: str) -> None:
     assert exists(f"{home}/b")
     assert exists(f"{home}/a")
     assert not exists(f"{home}/b/1")
-    assert names(home) == ["a", "b/1.json"]
+    assert list_names(home) == ["a", "b/1.json"]
     assert (read_text(f"{home}/a"), read_text(f"{home}/b/1.json")) == ("new", "ü")
     delete(f"{home}/b")
     delete(f"{home}/b")
-    assert names(home) == ["a"]
+    assert list_names(home) == ["a"]
 
 
 def test_a_path_is_fetched_and_sent_without_a_copy(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    assert fetch(str(tmp_path)) == tmp_path
-    send(tmp_path, str(tmp_path))
+    assert download(str(tmp_path)) == tmp_path
+    upload(tmp_path, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_directory_goes_to_the_store_and_comes_back_to_an_empty_spool(directory: Path) -> None:
-    send(directory, HOME, leaving_out=["pile"])
+    upload(directory, HOME, leaving_out=["pile"])
     assert keys() == {"shards/0.tar", "shards/1.tar", "table"}
     shutil.rmtree(directory.parents[4])
     told: list[tuple[int, int]] = []
-    assert fetch(f"{HOME}/shards", progress=lambda *at: told.append(at)) == directory / "shards"
+    assert download(f"{HOME}/shards", progress=lambda *at: told.append(at)) == directory / "shards"
     assert {p.name: p.read_text() for p in directory.rglob("*.tar")} == {
         "0.tar": "shards/0.tar",
         "1.tar": "shards/1.tar",
@@ -105,49 +105,49 @@ def test_a_directory_goes_to_the_store_and_comes_back_to_an_empty_spool(director
 def test_what_both_sides_have_is_not_copied_again(
     s3: str, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send(directory, HOME)
+    upload(directory, HOME)
     with BadLine(s3, faults=[], concerns=lambda *_: True).open(monkeypatch) as line:
-        send(directory, HOME)
-        fetch(HOME)
+        upload(directory, HOME)
+        download(HOME)
         assert not requests_of(line, "PUT")
         assert [path for path in requests_of(line, "GET") if "list-type" not in path] == []
         (directory / "table").write_text("changed")
-        send(directory, HOME)
+        upload(directory, HOME)
         assert len(requests_of(line, "PUT")) == 1
     (directory / "shards" / "0.tar").write_text("damaged on disk")
-    fetch(HOME)
+    download(HOME)
     assert (directory / "shards" / "0.tar").read_text() == "shards/0.tar"
     write_text(f"{HOME}/table", "written elsewhere")
-    fetch(f"{HOME}/table")
+    download(f"{HOME}/table")
     assert (directory / "table").read_text() == "written elsewhere"
 
 
 def test_what_is_not_in_the_store_is_told(s3: str) -> None:
     with pytest.raises(StorageError, match="0123 does not exist; run the stage that writes it"):
-        fetch(HOME)
+        download(HOME)
 
 
 def test_a_damaged_object_is_told_with_the_way_out(s3: str) -> None:
     metadata = {"sha256": "0" * 64}
     boto3.client("s3").put_object(Bucket="pile", Key="a", Body=b"x", Metadata=metadata)
     with pytest.raises(StorageError, match="damaged on the way .* again, without the cache"):
-        fetch("s3://pile/a")
+        download("s3://pile/a")
     assert not local_path("s3://pile/a").exists()
 
 
 def test_a_file_that_went_on_elsewhere_is_brought_and_one_that_went_on_here_stays(s3: str) -> None:
     place = f"{HOME}/metrics.jsonl"
     path = local_path(place)
-    fetch_if_newer(place)
+    download_if_newer(place)
     assert not path.exists()
     path.parent.mkdir(parents=True)
     path.write_text("1\n")
-    send(path, place, is_growing=True)
+    upload(path, place, is_growing=True)
     path.write_text("1\n2\n")
-    fetch_if_newer(place)
+    download_if_newer(place)
     assert path.read_text() == "1\n2\n"
     write_text(place, "1\n3\n4\n")  # another node
-    fetch_if_newer(place)
+    download_if_newer(place)
     assert path.read_text() == "1\n3\n4\n"
 
 
@@ -160,8 +160,8 @@ def test_a_file_may_be_large(
     path.parent.mkdir(parents=True)
     content = os.urandom(6 * 2**20)
     path.write_bytes(content)
-    send(path, f"{HOME}/metrics.jsonl", is_growing=is_growing)
-    fetch(f"{HOME}/metrics.jsonl")
+    upload(path, f"{HOME}/metrics.jsonl", is_growing=is_growing)
+    download(f"{HOME}/metrics.jsonl")
     assert path.read_bytes() == content
     assert [entry.name for entry in path.parent.iterdir()] == ["metrics.jsonl"]
     fetched = boto3.client("s3").get_object(
@@ -171,13 +171,13 @@ def test_a_file_may_be_large(
 
 
 FETCH = """
-import sys; from components.runtime.storage import fetch
-print(fetch(sys.argv[1], progress=lambda done, total: total and print("brings", flush=True)))
+import sys; from components.runtime.storage import download
+print(download(sys.argv[1], progress=lambda done, total: total and print("brings", flush=True)))
 """
 
 
 def test_ranks_of_one_node_bring_a_place_once(s3: str, directory: Path) -> None:
-    send(directory, HOME)
+    upload(directory, HOME)
     shutil.rmtree(directory)
     command = [sys.executable, "-c", FETCH, HOME]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -190,7 +190,7 @@ def test_one_object_is_found_and_fetched(s3: str, tmp_path: Path) -> None:
     boto3.client("s3").put_object(Bucket="pile", Key="a/w.pth", Body=b"three")
     item = find_object("s3://pile/a/w.pth")
     assert item.size_bytes == 5
-    path = fetch_object("s3://pile/a/w.pth", directory=tmp_path / "new")
+    path = download_object("s3://pile/a/w.pth", directory=tmp_path / "new")
     assert path.read_bytes() == b"three"
     assert path.name == f"{item.etag.strip(chr(34))}.pth"
     assert list(path.parent.iterdir()) == [path]
@@ -202,5 +202,5 @@ def test_a_temporary_file_that_vanishes_does_not_break_a_copy(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (directory / "gone").symlink_to(directory / "nothing")
-    send(directory, HOME)
+    upload(directory, HOME)
     assert "gone" not in keys()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime.uris import bucket_and_key, is_remote, joined, local_path, spool
+from components.runtime.uris import bucket_and_key, cache_directory, is_remote, join_uri, local_path
 
 
 def test_a_path_is_its_own_place() -> None:
@@ -19,11 +19,11 @@ def test_a_uri_has_a_place_in_the_spool(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert local_path("s3://pile/a/b.tar") == tmp_path / "pile" / "a" / "b.tar"
     assert is_remote("s3://pile/a")
     monkeypatch.delenv("DINOPIPE_SPOOL")
-    assert spool() == Path.home() / ".cache" / "dinopipe"
+    assert cache_directory() == Path.home() / ".cache" / "dinopipe"
 
 
 def test_names_are_put_below_a_place() -> None:
-    assert joined("s3://pile/a/", "b", "c.json") == "s3://pile/a/b/c.json"
+    assert join_uri("s3://pile/a/", "b", "c.json") == "s3://pile/a/b/c.json"
     assert bucket_and_key("s3://pile/odd/a#1?.jpg") == ("pile", "odd/a#1?.jpg")
 
 

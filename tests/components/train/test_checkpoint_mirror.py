@@ -19,8 +19,8 @@ from components.ranks.job import PREEMPTED
 from components.runtime import s3 as door
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest, digest_of_file
-from components.runtime.storage import exists, names, read_text, send
-from components.runtime.uris import local_path, spool
+from components.runtime.storage import exists, list_names, read_text, upload
+from components.runtime.uris import cache_directory, local_path
 from components.train.checkpoint_mirror import StoredCheckpoints, mirror_of
 from components.train.config import Topology, TrainStage
 from components.train.job import Job, read_result
@@ -95,7 +95,7 @@ def job(
     context = context.model_copy(update={"workdir": "s3://pile/run", "tracking_uri": store})
     shards = local_path("s3://pile/run/shards")
     shutil.copytree(dataset.shards_uri, shards)
-    send(shards, "s3://pile/run/shards")
+    upload(shards, "s3://pile/run/shards")
     short = stage.learning.optimization.model_copy(update={"num_steps": 12})
     checkpoints = stage.learning.checkpoints.model_copy(update={"every_steps": 3})
     learning = stage.learning.model_copy(update={"optimization": short, "checkpoints": checkpoints})
@@ -148,11 +148,11 @@ def test_a_killed_training_goes_on_from_the_bucket_alone_to_the_same_weights(
         worker.kill()
         worker.wait()
         assert not line.faults
-    shutil.rmtree(spool())
+    shutil.rmtree(cache_directory())
     assert start(job).wait(timeout=200) == 0
 
     for one in (straight, job):
-        steps = {name.partition("/")[0] for name in names(f"{one.directory}/checkpoints")}
+        steps = {name.partition("/")[0] for name in list_names(f"{one.directory}/checkpoints")}
         assert steps == {"step_00000009", "step_00000012"}
         rows = (read_text(f"{one.directory}/metrics.jsonl") or "").splitlines()
         assert [json.loads(row)[0] for row in rows] == list(range(12))
@@ -227,7 +227,7 @@ def test_nodes_that_share_nothing_but_the_bucket_end_with_the_weights_of_one_mac
         node.wait()
     shutil.rmtree(tmp_path / "node1")
     assert [node.wait(timeout=300) for node in start_nodes(job, tmp_path)] == [0, 0]
-    kept = names(f"{job.directory}/checkpoints/step_00000012")
+    kept = list_names(f"{job.directory}/checkpoints/step_00000012")
     assert kept == [".metadata", "__0_0.distcp", "__1_0.distcp", MARKER]
     results = [read_result(one) for one in (whole, job)]
     assert results[0] is not None
