@@ -16,6 +16,10 @@ from torch import Tensor
 from dinov2_core.data.decoding import UnreadableImage, open_image
 
 
+MAX_ASPECT_RATIO = 16
+"""Longer side by shorter side up to which an image is resized as a whole."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedImage:
     """An image file as stored, in memory or still on disk."""
@@ -100,6 +104,7 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
         Pixels [S, S, C], uint8.
     """
     size = preprocessing.size_pixels
+    image = _middle(image)
     width, height = image.size
     shorter = min(width, height)
     target = size if shorter <= size else preprocessing.resize_pixels
@@ -109,6 +114,14 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
     left, top = round((width - size) / 2), round((height - size) / 2)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return pixels.reshape(size, size, preprocessing.num_channels)
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The middle of a very long image; resized as a whole, 8000 x 1 pixels would take gigabytes."""
+    width, height = image.size
+    longest = MAX_ASPECT_RATIO * min(width, height)
+    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
+    return image.crop((left, top, width - left, height - top)) if left or top else image
 
 
 def normalise(pixels: NDArray[np.uint8], *, preprocessing: Preprocessing) -> Tensor:
