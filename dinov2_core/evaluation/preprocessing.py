@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dinov2_core.data.decoding import UnreadableImage, open_image
 
-
 MAX_ASPECT_RATIO = 16
 """Longer side by shorter side up to which an image is resized as a whole."""
 

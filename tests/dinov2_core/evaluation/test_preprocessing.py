@@ -69,7 +69,7 @@ def test_very_long_images_are_cropped_before_they_are_resized(size: tuple[int, i
 
 
 def test_the_longest_images_need_little_memory() -> None:
-    line = Image.new("RGB", (2_000_000, 1), (7, 8, 9))  # resized as a whole: 4.7 GB
+    line = Image.new("RGB", (2_000_000, 1), (7, 8, 9))  # resized as a whole: 6 GB
     assert (resize_and_crop(line, preprocessing=COLOUR) == (7, 8, 9)).all()
 
 
