@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from k8s.cluster import AlreadyExists, Cluster, ClusterRefused, ClusterUnreachable
+from dinov2_core.errors import ClusterRefused, ClusterUnavailable
+from k8s.cluster import AlreadyExists, Cluster
 from k8s.job_kind import JobKind
 from k8s.pytorchjob import PYTORCH_JOBS
 from k8s.trainjob import TRAIN_JOBS
@@ -109,14 +110,14 @@ def test_the_pause_that_a_server_asks_for_is_kept(server: ApiServer) -> None:
 
 def test_a_server_that_stays_away_is_given_up(server: ApiServer) -> None:
     server.faults.extend([(500, {})] * 5)
-    with pytest.raises(ClusterUnreachable, match=r"cannot get trainjobs .* \(500: not now\)"):
+    with pytest.raises(ClusterUnavailable, match=r"cannot get trainjobs .* \(500: not now\)"):
         server.cluster().get(TRAIN_JOBS, NAME)
     assert len(server.made("FAULT")) == 5
 
 
 def test_silence_has_an_end(server: ApiServer) -> None:
     server.silent_seconds = 0.3
-    with pytest.raises(ClusterUnreachable, match="ReadTimeoutError"):
+    with pytest.raises(ClusterUnavailable, match="ReadTimeoutError"):
         server.cluster(timeout_seconds=0.05).get(TRAIN_JOBS, NAME)
 
 

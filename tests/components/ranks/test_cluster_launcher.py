@@ -15,15 +15,13 @@ import pytest
 
 from components.ranks.cluster_job import rendered, training_of
 from components.ranks.cluster_launcher import Patience, run_on_cluster
-from components.ranks.exit_status import Preempted
 from components.ranks.job import RESULT, write_failure
 from components.runtime.context import RunContext
 from components.runtime.progress import Reporter
-from components.runtime.stage import StageFailed
 from components.runtime.storage import delete
 from components.train.config import Topology, TrainStage
 from components.train.job import Job, Result, read_result, write_result
-from k8s.cluster import ClusterRefused
+from dinov2_core.errors import ClusterRefused, StageFailed, Stopped
 from k8s.launchers import ClusterLaunch, PyTorchJob, TrainJob, launch_of
 from k8s.training import HASH_ANNOTATION, QUEUE_LABEL, Owner
 from tests.golden.manifests import BARE
@@ -219,7 +217,7 @@ def test_a_failed_job_is_replaced_once_it_is_gone(
     play(server, job, status(("Failed", "ReachedMaxRestarts")))
     with pytest.raises(StageFailed, match=r"failed \(ReachedMaxRestarts\)"):
         follow(job, server)
-    write_failure(job.directory, rank=1, error=RuntimeError("old"), can_be_fixed=False)
+    write_failure(job.directory, rank=1, error=RuntimeError("old"))
     caplog.clear()
     original = server.answer
 
@@ -354,9 +352,7 @@ def test_wrong_input_is_told_in_the_rank_s_own_words(server: ApiServer, job: Job
     failed = status(("Failed", "FailJobSetFailurePolicyAction"))
 
     def fail(found: dict[str, Any]) -> None:
-        write_failure(
-            job.directory, rank=1, error=ValueError("choose a smaller batch"), can_be_fixed=True
-        )
+        write_failure(job.directory, rank=1, error=ValueError("choose a smaller batch"))
         failed(found)
 
     play(server, job, fail)
@@ -386,7 +382,7 @@ def test_wrong_input_ends_a_job_whose_operator_would_try_again(server: ApiServer
     running = status(("Running", "PyTorchJobRunning"))  # also while containers start again
 
     def restart(found: dict[str, Any]) -> None:
-        write_failure(job.directory, rank=0, error=ValueError("choose another"), can_be_fixed=True)
+        write_failure(job.directory, rank=0, error=ValueError("choose another"))
         running(found)
 
     play(server, job, running, restart, running, running, running)
@@ -410,7 +406,7 @@ def test_a_stopped_step_deletes_its_job(
 
     before = signal.getsignal(signal.SIGTERM)
     play(server, job, status(ready=2), stop)
-    with pytest.raises(Preempted, match="can go on from what it saved") as stopped:
+    with pytest.raises(Stopped, match="can go on from what it saved") as stopped:
         follow(job, server, launcher=launcher)
     assert stopped.value.code == 75
     assert len(server.made("DELETE")) == 1
@@ -430,7 +426,7 @@ def test_a_suspended_job_runs_again_for_the_next_attempt(
         return spec.get("suspend", spec.get("runPolicy", {}).get("suspend"))
 
     play(server, job, stop)
-    with pytest.raises(Preempted):
+    with pytest.raises(Stopped):
         follow(job, server, launcher=launcher)
     assert suspension() is True
     seen: list[object] = []

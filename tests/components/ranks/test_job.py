@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from components.ranks.job import Failure, first_failure, forget_outcome, write_failure
+from components.ranks.job import Failure, first_failure, remove_earlier_result, write_failure
 from components.runtime.context import RunContext
 from components.runtime.storage import exists, write_text
 from components.train.config import TrainStage
@@ -31,7 +31,7 @@ def test_a_job_has_its_place(directory: str, stage: TrainStage) -> None:
     job.write()
     assert job.uri == f"{directory}/job.json"
     assert exists(job.uri)
-    assert job.place_of(job.root / "deep" / "file") == f"{directory}/deep/file"
+    assert job.uri_of(job.root / "deep" / "file") == f"{directory}/deep/file"
     assert job.progress.name == "finetune.json"
     with pytest.raises(ValueError, match=r"other\.json does not exist; the launcher writes it"):
         Job.read(f"{directory}/other.json")
@@ -43,19 +43,19 @@ def test_the_failure_to_tell_can_be_fixed_or_came_first(directory: str) -> None:
         return None if failure is None else (failure.rank, failure.message)
 
     assert told() is None
-    write_failure(directory, rank=1, error=RuntimeError("no peer"), can_be_fixed=False)
-    write_failure(directory, rank=0, error=RuntimeError("no peer either"), can_be_fixed=False)
+    write_failure(directory, rank=1, error=RuntimeError("no peer"))
+    write_failure(directory, rank=0, error=RuntimeError("no peer either"))
     assert told() == (1, "RuntimeError: no peer")
-    write_failure(directory, rank=2, error=ValueError("batch too large"), can_be_fixed=True)
+    write_failure(directory, rank=2, error=ValueError("batch too large"))
     assert told() == (2, "batch too large")
 
 
 def test_an_earlier_outcome_is_forgotten(directory: str) -> None:
-    forget_outcome(directory)
-    write_failure(directory, rank=0, error=ValueError("x"), can_be_fixed=True)
+    remove_earlier_result(directory)
+    write_failure(directory, rank=0, error=ValueError("x"))
     write_text(f"{directory}/result.json", "{}")
     write_text(f"{directory}/kept.json", "{}")
-    forget_outcome(directory)
+    remove_earlier_result(directory)
     assert first_failure(directory) is None
     assert not exists(f"{directory}/result.json")
     assert exists(f"{directory}/kept.json")

@@ -10,10 +10,10 @@ from components.ranks.local_launcher import run_ranks
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
 from components.runtime.processes import exclusive_directory
-from components.runtime.stage import StageFailed
 from components.runtime.tracking import Tracker
 from components.train.config import Topology, TrainStage
 from components.train.job import Job, read_result
+from dinov2_core.errors import StageFailed
 
 
 @pytest.fixture
@@ -32,9 +32,7 @@ def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_pa
 
 
 def test_ranks_of_this_machine_leave_one_result(job: Job) -> None:
-    write_failure(
-        job.directory, rank=0, error=ValueError("of an earlier attempt"), can_be_fixed=True
-    )
+    write_failure(job.directory, rank=0, error=ValueError("of an earlier attempt"))
     with exclusive_directory(job.root) as lock:
         run_ranks(job, lock=lock)
     result = read_result(job)

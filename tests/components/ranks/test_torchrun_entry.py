@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from components.ranks.job import PREEMPTED, first_failure, write_failure
+from components.ranks.job import first_failure, write_failure
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
 from components.runtime.tracking import Tracker
 from components.train.config import TrainStage
 from components.train.job import Job, read_result
+from dinov2_core.errors import ExitCode
 
 AGENT = [sys.executable, "-W", "ignore", "-m", "components.ranks.torchrun_entry"]
 
@@ -51,7 +52,7 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     [
         ("sys.exit('my own words')", 1, "my own words"),
         ("sys.exit(2)", 64, ""),
-        ("sys.exit(75)", PREEMPTED, ""),
+        ("sys.exit(75)", ExitCode.STOPPED, ""),
         ("os.kill(os.getpid(), 9)", 1, ""),
         ("pass", 0, ""),
     ],
@@ -75,20 +76,18 @@ def test_wrong_input_is_never_tried_again(job: Job, tmp_path: Path) -> None:
     assert start(job).wait(timeout=120) == 64
     failure = first_failure(job.directory)
     assert failure is not None
-    assert failure.can_be_fixed
+    assert failure.is_user_error
 
 
 def test_a_stopped_node_writes_a_checkpoint_and_goes_on_later(job: Job) -> None:
-    write_failure(
-        job.directory, rank=3, error=ValueError("of an earlier attempt"), can_be_fixed=True
-    )
+    write_failure(job.directory, rank=3, error=ValueError("of an earlier attempt"))
     node = start(job)
     end = time.monotonic() + 120
     while not (job.checkpoints / "step_00000005").exists():
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.02)
     node.send_signal(signal.SIGTERM)
-    assert node.wait(timeout=120) == PREEMPTED
+    assert node.wait(timeout=120) == ExitCode.STOPPED
     stopped = read_result(job)
     assert stopped is not None
     assert not stopped.is_finished

@@ -18,7 +18,7 @@ from components.train.job import Job
 RANK = """
 import sys
 from components.ranks.worker_main import run_rank
-from components.runtime.storage import StoreUnreachable
+
 from components.train.job import Job
 
 def work(job, stop):
@@ -58,7 +58,7 @@ def start(job: Job, work: str) -> subprocess.Popen[str]:
     [
         ("raise ValueError('a smaller batch')", 2, "a smaller batch", True),
         ("raise KeyError('of ours')", 2, "'of ours'", True),
-        ("raise StoreUnreachable('later')", 1, "StoreUnreachable: later", False),
+        ("raise StoreUnavailable('later')", 1, "StoreUnavailable: later", False),
         ("raise RuntimeError('broken')", 1, "RuntimeError: broken", False),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_failure_is_left_for_the_launcher(
     failure = first_failure(job.directory)
     assert failure is not None
     assert (failure.rank, failure.message) == (3, message)
-    assert failure.can_be_fixed == can_be_fixed
+    assert failure.is_user_error == can_be_fixed
 
 
 def test_finished_and_stopped_are_told_apart(job: Job) -> None:

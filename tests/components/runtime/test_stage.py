@@ -189,7 +189,7 @@ def test_runs_on_two_machines_do_not_do_the_same_work_at_a_time(
     class Elsewhere(Busy):
         def __call__(self, place: StageContext) -> EvaluationReport:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("DINOPIPE_SPOOL", str(tmp_path / "another spool"))
+                patch.setenv("DINOPIPE_CACHE", str(tmp_path / "another spool"))
                 try:
                     do(Work(), self.other, self.output)
                 except ValueError as error:

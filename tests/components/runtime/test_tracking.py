@@ -9,12 +9,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from components.runtime.context import RunContext
-from components.runtime.tracking import (
-    Tracker,
-    TrackingUnreachable,
-    check_reachable,
-    join_injected_run,
-)
+from components.runtime.tracking import Tracker, check_reachable, join_injected_run
+from dinov2_core.errors import TrackingUnavailable
 
 
 def test_stages_are_nested_below_one_parent_and_continue_their_own_run(tracker: Tracker) -> None:
@@ -84,17 +80,17 @@ def test_a_servers_health_is_asked(server: HTTPServer, sick: bool) -> None:
     if not sick:
         check_reachable(uri)
         return
-    with pytest.raises(TrackingUnreachable, match="answers HTTP 503 to /health"):
+    with pytest.raises(TrackingUnavailable, match="answers HTTP 503 to /health"):
         check_reachable(uri)
 
 
 def test_a_dead_or_silent_server_is_told_within_seconds() -> None:
-    with pytest.raises(TrackingUnreachable, match=r"check tracking.uri, start the server"):
+    with pytest.raises(TrackingUnavailable, match=r"check tracking.uri, start the server"):
         check_reachable("http://127.0.0.1:9")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         started = time.monotonic()
         uri = f"http://me:hunter2@127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(TrackingUnreachable) as caught:
+        with pytest.raises(TrackingUnavailable) as caught:
             check_reachable(uri, timeout_seconds=0.5)
         assert time.monotonic() - started < 3
         assert "hunter2" not in str(caught.value)
@@ -102,7 +98,7 @@ def test_a_dead_or_silent_server_is_told_within_seconds() -> None:
 
 def test_connecting_fails_fast_too(context: RunContext) -> None:
     dead = context.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
-    with pytest.raises(TrackingUnreachable):
+    with pytest.raises(TrackingUnavailable):
         Tracker(dead)
 
 

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import pytest
-
 from components.runtime.copying import Copier
+
 from components.runtime.storage import list_names, local_path, read_text
 
 HOME = "s3://pile/stages/pretrain/0"
