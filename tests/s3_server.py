@@ -83,14 +83,19 @@ class BadLine:
     @contextmanager
     def open(self, patch: pytest.MonkeyPatch) -> Iterator[BadLine]:
         """Let the environment name the line instead of the server."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        try:
+        with self.served() as address:
+            patch.setenv("AWS_ENDPOINT_URL", address)
             yield self
-        finally:
             patch.setenv("AWS_ENDPOINT_URL", self._to.geturl())
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """Pass requests on; gives the address of the line."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
             server.shutdown()
             server.server_close()
 
@@ -110,7 +115,11 @@ class BadLine:
                 body = self.read_body()
                 if fault.startswith("answer "):
                     status = int(fault.split()[1])
-                    self.answer(status, {}, f"<Error><Code>{CODES[status]}</Code></Error>".encode())
+                    self.answer(
+                        status,
+                        {},
+                        f"<Error><Code>{CODES.get(status, 'Error')}</Code></Error>".encode(),
+                    )
                     return
                 link = http.client.HTTPConnection(line._to.netloc, timeout=30)
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}

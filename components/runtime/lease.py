@@ -17,7 +17,7 @@ from types import FrameType
 from components.runtime import s3
 from components.runtime.cache_index import index_file
 from components.runtime.fencing import check_fence, fence, lift_fence
-from components.runtime.retry import ONCE, retrying_with
+from components.runtime.retry import QUICK, retrying_with
 from components.runtime.uris import local_path
 from dinov2_core.errors import DinopipeError, InputError, LeaseLost, ObjectUnreadable
 
@@ -123,7 +123,7 @@ class Lease:
         """Renew the lease now and then; whether it was lost before the event was set."""
         while not ended.wait(self._seconds / RENEWALS):
             try:
-                with retrying_with(ONCE):
+                with retrying_with(QUICK):
                     self.confirm()
             except LeaseLost as error:
                 logger.error("%s", error)
@@ -135,7 +135,7 @@ class Lease:
     def release(self) -> None:
         """Remove the lease if it is still held."""
         try:
-            with retrying_with(ONCE):
+            with retrying_with(QUICK):
                 if self._content().holder == self._holder:
                     s3.delete([self._uri])
         except DinopipeError as error:

@@ -13,7 +13,7 @@ from components.runtime.processes import exclusive_directory
 from components.runtime.tracking import Tracker
 from components.train.config import Topology, TrainStage
 from components.train.job import Job, read_result
-from dinov2_core.errors import StageFailed
+from dinov2_core.errors import SettingsError, UserError
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_pa
 
 
 def test_ranks_of_this_machine_leave_one_result(job: Job) -> None:
-    write_failure(job.directory, rank=0, error=ValueError("of an earlier attempt"))
+    write_failure(job.directory, rank=0, error=SettingsError("of an earlier attempt"))
     with exclusive_directory(job.root) as lock:
         run_ranks(job, lock=lock)
     result = read_result(job)
@@ -42,12 +42,12 @@ def test_ranks_of_this_machine_leave_one_result(job: Job) -> None:
     assert job.teacher.exists()
 
 
-def test_a_failure_is_told_in_the_rank_s_words(job: Job, tmp_path: Path) -> None:
+def test_a_user_error_of_a_rank_is_one_of_the_stage(job: Job, tmp_path: Path) -> None:
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"not one")
     job = job.model_copy(update={"starting_weights": str(weights)})
     reader, writer = os.pipe()
-    with pytest.raises(StageFailed, match=r"^weights .* are not a safetensors file"):
+    with pytest.raises(UserError, match=r"^weights .* are not a safetensors file"):
         run_ranks(job, lock=writer)
     os.close(reader)
     os.close(writer)

@@ -60,16 +60,15 @@ def test_two_machines_of_one_name_do_not_share_a_lease(
 ) -> None:
     with leased(URI, owner="machine node"):
         another_machine(monkeypatch, tmp_path)
-        with pytest.raises(InputError, match="in use by machine node"):
-            with leased(URI, owner="machine node"):
-                pass
+        refused = pytest.raises(InputError, match="in use by machine node")
+        with refused, leased(URI, owner="machine node"):
+            pass
 
 
 def test_two_processes_of_one_machine_do_not_share_a_lease(s3: str) -> None:
-    with leased(URI, owner="run a"):
-        with pytest.raises(InputError, match="in use by another process of this machine"):
-            with leased(URI, owner="run a"):
-                pass
+    refused = pytest.raises(InputError, match="in use by another process of this machine")
+    with leased(URI, owner="run a"), refused, leased(URI, owner="run a"):
+        pass
 
 
 HOLD = """
@@ -110,9 +109,9 @@ def test_a_restart_does_not_wait_for_an_attempt_that_is_alive(
 ) -> None:
     with leased(URI, owner="run a", seconds=1):
         another_machine(monkeypatch, tmp_path)
-        with pytest.raises(InputError, match="in use by run a"):
-            with leased(URI, owner="run a", seconds=1, waits_for_owner=True):
-                pass
+        refused = pytest.raises(InputError, match="in use by run a")
+        with refused, leased(URI, owner="run a", seconds=1, waits_for_owner=True):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -166,11 +165,11 @@ def test_a_take_over_stops_the_work_and_everything_that_it_would_write(s3: str) 
     path = local_path(f"{HOME}/file")
     path.parent.mkdir(parents=True)
     started = time.monotonic()
-    with pytest.raises(LeaseLost, match=r"curate/0 was taken over by run b; this run stops"):
-        with leased(URI, owner="run a", seconds=0.4):
-            path.write_text("1")
-            take_over()
-            time.sleep(30)
+    lost = pytest.raises(LeaseLost, match=r"curate/0 was taken over by run b; this run stops")
+    with lost, leased(URI, owner="run a", seconds=0.4):
+        path.write_text("1")
+        take_over()
+        time.sleep(30)
     assert time.monotonic() - started < 10
     for write in (
         lambda: write_text(f"{HOME}/manifest.json", "{}"),
@@ -182,22 +181,20 @@ def test_a_take_over_stops_the_work_and_everything_that_it_would_write(s3: str) 
 
 
 def test_a_take_over_between_two_renewals_is_noticed_before_the_end_is_written(s3: str) -> None:
-    with pytest.raises(LeaseLost, match="run b"):
-        with leased(URI, owner="run a") as lease:
-            take_over()
-            lease.confirm()
+    with pytest.raises(LeaseLost, match="run b"), leased(URI, owner="run a") as lease:
+        take_over()
+        lease.confirm()
 
 
 def test_an_interrupt_that_a_library_swallows_is_repeated(s3: str) -> None:
     swallowed = []
-    with pytest.raises(LeaseLost):
-        with leased(URI, owner="run a", seconds=0.4):
-            take_over()
-            try:
-                time.sleep(30)
-            except LeaseLost as error:
-                swallowed.append(error)
+    with pytest.raises(LeaseLost), leased(URI, owner="run a", seconds=0.4):
+        take_over()
+        try:
             time.sleep(30)
+        except LeaseLost as error:
+            swallowed.append(error)
+        time.sleep(30)
     assert swallowed
 
 
@@ -213,11 +210,10 @@ def test_threads_of_the_work_cannot_write_any_more(s3: str) -> None:
             errors.append(error)
 
     thread = threading.Thread(target=write_now_and_then)
-    with pytest.raises(LeaseLost):
-        with leased(URI, owner="run a", seconds=0.4):
-            thread.start()
-            take_over()
-            time.sleep(30)
+    with pytest.raises(LeaseLost), leased(URI, owner="run a", seconds=0.4):
+        thread.start()
+        take_over()
+        time.sleep(30)
     thread.join(timeout=10)
     assert errors
 

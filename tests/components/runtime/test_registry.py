@@ -14,6 +14,7 @@ from components.register.main import main
 from components.runtime.manifests import EvaluationReport, Registration
 from components.runtime.registry import Registry, fetch_teacher, load_embedder
 from components.runtime.tracking import Tracker
+from dinov2_core.errors import TrackingRefused, TrackingUnavailable
 from tests.components.teachers import dataset_of, random_checkpoint
 
 METRIC = "set/knn_top1"
@@ -92,12 +93,12 @@ def test_a_registry_that_fails_is_not_one_without_a_champion(tracker: Tracker) -
             raise MlflowException("time-out", error_code=INTERNAL_ERROR)
 
     run = dataclasses.replace(tracker.stage("register", key="fail"), client=Failing())  # type: ignore[arg-type]
-    with pytest.raises(MlflowException, match="time-out"):
+    with pytest.raises(TrackingUnavailable, match="time-out"):
         Registry(run, "registry-test").under_alias("champion")
 
 
-def test_a_model_that_is_not_there_is_told(tracker: Tracker) -> None:
-    with pytest.raises(ValueError, match="models:/nothing@champion is not in sqlite"):
+def test_a_model_that_does_not_exist_is_refused(tracker: Tracker) -> None:
+    with pytest.raises(TrackingRefused, match="models:/nothing@champion is not in sqlite"):
         load_embedder(
             "models:/nothing@champion", tracking_uri=tracker.context.resolved_tracking_uri
         )

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from components.register.main import MODEL_CODE
 from components.runtime.context import RunContext
-from dinov2_core.errors import InputError
 from components.train.config import TrainStage
 from components.train.starting_weights import fetch_weights
 from dinov2_core.config.training import HeadWarmup
+from dinov2_core.errors import InputError
 from tests.components.teachers import random_checkpoint
 
 
