@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,12 @@ def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_pa
     )
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
 def start(job: Job) -> subprocess.Popen[bytes]:
     """The node of a pod; Trainer's variables are all it gets."""
     job.write()
@@ -42,7 +49,7 @@ def start(job: Job) -> subprocess.Popen[bytes]:
         "PET_NPROC_PER_NODE": "1",
         "PET_NODE_RANK": "0",
         "PET_MASTER_ADDR": "127.0.0.1",
-        "PET_MASTER_PORT": "29521",
+        "PET_MASTER_PORT": str(free_port()),
     }
     return subprocess.Popen([*ENTRY, job.worker, job.uri], env=os.environ | trainer)
 
