@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 
 from dinov2_core.errors import ExitCode, exit_code_of, shows_traceback
 
@@ -29,6 +30,12 @@ MLFLOW_QUIET = {
 }
 """Set before MLflow is imported, it neither reports home nor draws bars into a log."""
 
+IGNORED_WARNINGS = (
+    r"mlflow\.",  # how it uses SQLAlchemy and pandas, and that a path may be two kinds of source
+    r"torch\.distributed\.c10d_logger",  # new names of collectives that earlier torch does not have
+)
+"""Modules whose Python warnings nobody but their authors can act on; all others are logged."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -44,6 +51,8 @@ def set_up_logging() -> None:
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.captureWarnings(True)
+    for module in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", module=module)
     for name, value in MLFLOW_QUIET.items():
         os.environ.setdefault(name, value)
 

@@ -4,6 +4,8 @@ import argparse
 import json
 import os
 import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from dinov2_core.errors import (
     StoreUnavailable,
     TrackingUnavailable,
 )
+from tests.mlflow_server import mlflow_server
 from tests.s3_server import BadLine
 
 
@@ -211,6 +214,67 @@ def test_runs_on_two_machines_do_not_do_the_same_work_at_a_time(
     do(work, stored, tmp_path / "a.json")
     assert f"is in use by run {stored.run_id}; wait for that to end" in work.message
     do(Work(error=AssertionError("reused")), other, tmp_path / "b.json")
+
+
+def test_a_stage_whose_lease_was_taken_writes_nothing_more(
+    stored: RunContext, tmp_path: Path
+) -> None:
+    class TakenOver(Work):
+        def __call__(self, stage: StageContext) -> EvaluationReport:
+            lease = {"owner": "run other", "holder": "other", "until": time.time() + 100}
+            write_text(stage.uri(stage.directory / "lease.json"), json.dumps(lease))
+            return super().__call__(stage)
+
+    with pytest.raises(LeaseLost, match="was taken over by run other; this run stops"):
+        do(TakenOver(), stored, tmp_path / "a.json")
+    kept = [name.rpartition("/")[2] for name in list_names("s3://pile/run/stages")]
+    assert kept == ["lease.json", "run_id"]
+    assert not (tmp_path / "a.json").exists()
+    tracker = Tracker(stored)
+    (run,) = tracker.client.search_runs(
+        [tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{tracker.parent()}'"
+    )
+    assert run.info.status == "KILLED"
+
+
+class TestTrackingOutage:
+    """An MLflow server that dies ends a stage with exit code 1, and loses no work."""
+
+    @pytest.fixture
+    def line(self, shared_workdir: Path, tmp_path: Path) -> Iterator[BadLine]:
+        store = f"sqlite:///{shared_workdir / 'mlflow.db'}"
+        Tracker(RunContext(workdir=str(shared_workdir), run_id="r", run_name="r"))
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            mlflow_server(patch, store=store, directory=tmp_path) as address,
+        ):
+            yield BadLine(address, faults=[], concerns=lambda *_: True)
+
+    @pytest.mark.parametrize("moment", ["at the start", "in the middle", "at the end"])
+    def test_it_ends_with_code_1_and_the_next_attempt_goes_on(
+        self, moment: str, line: BadLine, own: RunContext, tmp_path: Path
+    ) -> None:
+        class Dying(Work):
+            def __call__(self, stage: StageContext) -> EvaluationReport:
+                result = super().__call__(stage)
+                if self.times == 1 and moment != "at the start":
+                    line.faults = ["drop"] * 10**4
+                    if moment == "in the middle":
+                        stage.run.log_metrics({"m": 0.5})
+                return result
+
+        work = Dying()
+        with line.served() as address:
+            served = own.model_copy(update={"tracking_uri": address})
+            if moment == "at the start":
+                line.faults = ["drop"] * 10**4
+            args = (work, served, tmp_path / "a.json")
+            assert entry_point("evaluate", lambda: do(*args)) == 1
+            assert state(own).state == "failed"
+            line.faults = []
+            assert entry_point("evaluate", lambda: do(*args)) == 0
+        assert work.times == (2 if moment == "in the middle" else 1)
+        assert (tmp_path / "a.json").exists()
 
 
 def test_other_inputs_are_other_work(own: RunContext, tmp_path: Path) -> None:
