@@ -13,13 +13,17 @@ from components.runtime.mlflow_requests import check_reachable
 from components.runtime.retry import QUICK, retrying_with
 from components.runtime.storage import find_object, is_remote
 from components.train.config import is_weights_file
-from dinov2_core.errors import DinopipeError
+from dinov2_core.errors import UserError
 from pipelines.spec.pipeline_spec import PipelineSpec
 from pipelines.spec.problems import Problem
 
 
 def check_places(spec: PipelineSpec) -> list[Problem]:
-    """Problems with what lies outside the spec: data, labels, weights, tracking server."""
+    """Problems with what lies outside the spec: data, labels, weights, tracking server.
+
+    Raises:
+        TransientError: The store or the tracking server does not answer.
+    """
     with retrying_with(QUICK):
         return _problems(spec)
 
@@ -36,7 +40,7 @@ def _problems(spec: PipelineSpec) -> list[Problem]:
         )
     try:
         check_reachable(spec.tracking.uri)
-    except DinopipeError as error:
+    except UserError as error:
         problems.append(Problem(path="tracking.uri", value=None, message=str(error)))
     return problems
 
@@ -45,7 +49,7 @@ def _image_problems(uri: str, *, path: str) -> list[Problem]:
     try:
         if open_source(uri).objects():
             return []
-    except DinopipeError as error:
+    except UserError as error:
         return [Problem(path=path, value=None, message=str(error))]
     message = "holds no file; name a folder, a glob pattern or a prefix that holds images"
     return [Problem(path=path, value=uri, message=message)]
@@ -139,7 +143,7 @@ def _weights_problems(source: str) -> list[Problem]:
     try:
         if is_remote(source):
             find_object(source)
-    except DinopipeError as error:
+    except UserError as error:
         return [Problem(path=path, value=None, message=str(error))]
     return []
 
