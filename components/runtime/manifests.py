@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from dinov2_core.config.backbone import Backbone
 from dinov2_core.config.frozen import Frozen
+from dinov2_core.errors import InputError
 
 
 def digest_of(value: object) -> str:
@@ -53,7 +54,7 @@ class Parent(Frozen):
 
 
 class Manifest(Frozen):
-    """What every manifest says."""
+    """What every manifest holds."""
 
     uri: str
     """Directory or file that holds the bytes: a path or an s3:// URI."""
@@ -75,26 +76,30 @@ class Manifest(Frozen):
         """Read and check a manifest.
 
         Raises:
-            ValueError: The file is missing or is not such a manifest.
+            InputError: The file is missing or is not such a manifest.
         """
         try:
-            return cls.of(path.read_text(encoding="utf-8"), place=str(path))
+            return cls.of(path.read_text(encoding="utf-8"), source=str(path))
         except FileNotFoundError as error:
-            raise ValueError(
+            raise InputError(
                 f"manifest {path} does not exist; run the stage that writes it first"
             ) from error
 
     @classmethod
-    def of(cls, text: str, *, place: str) -> Self:
-        """Check the text of a manifest that was read from some place.
+    def of(cls, text: str, *, source: str) -> Self:
+        """Check the text of a manifest.
+
+        Args:
+            text: JSON.
+            source: Path or URI of it, for messages.
 
         Raises:
-            ValueError: It is not such a manifest.
+            InputError: It is not such a manifest.
         """
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ValueError(f"{place} is not a {cls.__name__}: {error}") from error
+            raise InputError(f"{source} is not a {cls.__name__}: {error}") from error
 
 
 class AuditReport(Frozen):

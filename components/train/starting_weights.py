@@ -30,8 +30,8 @@ def fetch_weights(source: str, *, directory: Path, tracking_uri: str) -> Path:
     Raises:
         ValueError: There is no such file, network of timm or registered teacher, or timm's
             weights cannot be downloaded.
-        StorageError: S3 does not give the object.
-        TrackingUnreachable: The tracking server does not answer.
+        StoreRefused, StoreUnavailable: S3 refuses, or does not answer.
+        TrackingRefused, TrackingUnavailable: The tracking server refuses, or does not answer.
     """
     if is_remote(source):
         return download_object(source, directory=directory)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from components.runtime.image_sources import open_source
 from components.runtime.progress import Reporter
 from components.runtime.registry import Predict, load_embedder
-from components.runtime.storage import StorageError
-from components.runtime.tracking import TrackingUnreachable
+from components.runtime.retry import QUICK, retrying_with
+from dinov2_core.errors import InputError
 
 CHUNK = 512
 """Images held in memory at a time."""
@@ -34,16 +34,15 @@ def embed_images(
         Rows written, and how many of them have no embedding.
 
     Raises:
-        ValueError: No such images or model, or no tracking server.
+        UserError: No such images or model.
+        TrackingUnavailable, StoreUnavailable: No tracking server, or no store.
     """
-    try:
+    with retrying_with(QUICK):
         source = open_source(images)
         items = source.objects()
         predict = load_embedder(model_uri, tracking_uri=chosen_tracking_uri(tracking_uri))
-    except (StorageError, TrackingUnreachable) as error:
-        raise ValueError(str(error)) from error
     if not items:
-        raise ValueError(
+        raise InputError(
             f"{images} holds no file; name a folder, a pattern or a prefix with images"
         )
     report = Reporter(None, stage="embed")

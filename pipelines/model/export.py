@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from components.runtime.registry import fetch_teacher
-from components.runtime.tracking import TrackingUnreachable
+from components.runtime.retry import QUICK, retrying_with
 from dinov2_core.config.backbone import Backbone, Dimensions
 from dinov2_core.release import Format, Released, write_release
 from pipelines.model.embed import chosen_tracking_uri
@@ -28,17 +28,17 @@ def export_teacher(model_uri: str, *, target: Format, directory: Path, tracking_
         What was checked, in a sentence.
 
     Raises:
-        ValueError: There is no such model or tracking server, or the copy differs.
+        UserError: There is no such model.
+        TrackingUnavailable: There is no tracking server.
+        ValueError: The copy differs.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        try:
+        with retrying_with(QUICK):
             files = fetch_teacher(
                 model_uri,
                 tracking_uri=chosen_tracking_uri(tracking_uri),
                 directory=Path(scratch),
             )
-        except TrackingUnreachable as error:
-            raise ValueError(str(error)) from error
         released = _released(files.weights, config=files.config)
         return write_release(released, target=target, directory=directory)
 

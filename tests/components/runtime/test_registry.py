@@ -10,10 +10,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from safetensors.numpy import load_file
 
-from components.register.main import main
+from components.register.main import MODEL_CODE, main
 from components.runtime.manifests import EvaluationReport, Registration
 from components.runtime.registry import Registry, fetch_teacher, load_embedder
 from components.runtime.tracking import Tracker
+from dinov2_core.errors import TrackingRefused, TrackingUnavailable
 from tests.components.teachers import dataset_of, random_checkpoint
 
 METRIC = "set/knn_top1"
@@ -84,6 +85,16 @@ def test_the_gate_moves_aliases_and_keeps_its_reasons(
     embedded = champions(photographs[:3], 2)
     assert embedded.shape == (3, 32)
     assert not np.allclose(embedded, challengers(photographs[:3], 2))
+    repeated = Registry(tracker.open(versions[1].mlflow_run_id), "registry-test").add(
+        code=MODEL_CODE,
+        weights=files.weights,
+        config=files.config,
+        example=photographs[0],
+        documents={},
+        metrics={},
+    )
+    assert repeated.version == versions[1].model_version  # its answer may have been lost
+    assert len(tracker.client.search_model_versions("name = 'registry-test'")) == 3
 
 
 def test_a_registry_that_fails_is_not_one_without_a_champion(tracker: Tracker) -> None:
@@ -92,12 +103,12 @@ def test_a_registry_that_fails_is_not_one_without_a_champion(tracker: Tracker) -
             raise MlflowException("time-out", error_code=INTERNAL_ERROR)
 
     run = dataclasses.replace(tracker.stage("register", key="fail"), client=Failing())  # type: ignore[arg-type]
-    with pytest.raises(MlflowException, match="time-out"):
+    with pytest.raises(TrackingUnavailable, match="time-out"):
         Registry(run, "registry-test").under_alias("champion")
 
 
-def test_a_model_that_is_not_there_is_told(tracker: Tracker) -> None:
-    with pytest.raises(ValueError, match="models:/nothing@champion is not in sqlite"):
+def test_a_model_that_does_not_exist_is_refused(tracker: Tracker) -> None:
+    with pytest.raises(TrackingRefused, match="models:/nothing@champion is not in sqlite"):
         load_embedder(
             "models:/nothing@champion", tracking_uri=tracker.context.resolved_tracking_uri
         )

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from components.register.main import MODEL_CODE
 from components.runtime.context import RunContext
-from components.runtime.storage import StorageError
 from components.train.config import TrainStage
 from components.train.starting_weights import fetch_weights
 from dinov2_core.config.training import HeadWarmup
+from dinov2_core.errors import InputError
 from tests.components.teachers import random_checkpoint
 
 
@@ -66,7 +66,7 @@ def test_an_object_is_fetched_once_for_each_content(s3: None, tmp_path: Path) ->
     client.put_object(Bucket="weights", Key="a/model.pth", Body=b"two")
     assert fetch("s3://weights/a/model.pth", tmp_path).read_bytes() == b"two"
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(StorageError, match="S3 answered 404 for s3://weights/b"):
+    with pytest.raises(InputError, match="S3 answered 404 for s3://weights/b"):
         fetch("s3://weights/b", tmp_path)
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dinov2_core.errors import TrackingUnavailable
 from pipelines.model.embed import embed_images
 
 
@@ -37,5 +38,5 @@ def test_without_a_store_the_choice_is_explained(
 
 def test_an_unreachable_store_is_told(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="does not answer"):
+    with pytest.raises(TrackingUnavailable, match="does not answer"):
         embed(str(tmp_path / "x.png"), tmp_path, tracking_uri="http://127.0.0.1:9")
