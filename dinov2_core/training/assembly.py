@@ -11,8 +11,7 @@ from dinov2_core.distributed.sharding import Sharding, shard_averaged, shard_tra
 from dinov2_core.training.parameter_groups import parameter_groups
 from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.training.training_state import start_moments
-from dinov2_core.vit.attention import Attention
-from dinov2_core.vit.attention_kernels import check_kernel, fastest_kernel
+from dinov2_core.vit.attention_kernels import check_kernel, fastest_kernel, use_kernel
 from dinov2_core.vit.transformer import VisionTransformer
 
 ADAM_EPSILON = 1e-8
@@ -43,7 +42,7 @@ def _choose_attention(
     """Let every block compute attention by the named kernel, or by the fastest there is.
 
     Raises:
-        KernelUnavailable: The named one does not run on this device in this precision.
+        SettingsError: The named one does not run on this device in this precision.
     """
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     named = config.execution.attention_kernel
@@ -52,9 +51,7 @@ def _choose_attention(
     else:
         kernel = named
         check_kernel(kernel, device=device, dtype=dtype)
-    for module in backbone.modules():
-        if isinstance(module, Attention):
-            module.kernel = kernel
+    use_kernel(backbone, kernel)
 
 
 def adamw(model: StudentTeacher, *, config: TrainingConfig) -> AdamW:
