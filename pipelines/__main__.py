@@ -89,9 +89,20 @@ def _parser() -> argparse.ArgumentParser:
     embed = commands.add_parser("embed", help="embed images with a registered teacher")
     embed.add_argument("images", help="file, folder, glob pattern, Parquet file or s3:// prefix")
     embed.add_argument("--model", required=True, help="such as models:/NAME@champion")
-    embed.add_argument("-o", "--output", type=Path, default=Path("embeddings.parquet"))
+    embed.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("embeddings.parquet"),
+        help="table to write: .parquet, .csv or .npz",
+    )
     embed.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI")
     embed.add_argument("--batch-size", type=int, default=64)
+    embed.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="run the code of a model that dinopipe has not registered",
+    )
     embed.set_defaults(command=_embed, spec=None)
 
     export = commands.add_parser("export", help="write a registered teacher for another program")
@@ -230,10 +241,11 @@ def _embed(args: argparse.Namespace) -> int:
         output=args.output,
         tracking_uri=args.tracking_uri,
         batch_size=args.batch_size,
+        trusts_code=args.trust_code,
     )
     note = f"; {skipped} unreadable files have no embedding" if skipped else ""
     _say(f"wrote {count} rows to {args.output}{note}")
-    return 0
+    return 1 if skipped == count else 0
 
 
 def _export(args: argparse.Namespace) -> int:

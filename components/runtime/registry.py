@@ -1,10 +1,12 @@
-"""MLflow's model registry: teachers go in as model versions, embedders come out."""
+"""MLflow's model registry: registers teachers as model versions, and downloads their files."""
 
 from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from mlflow.utils.logging_utils import disable_logging
 from numpy.typing import NDArray
 
 from components.runtime.tracking import StageRun, check_reachable, package_version
+from dinov2_core.errors import DinopipeError, InputError, TrackingRefused, TrackingUnavailable
 
 REQUIREMENTS = ("mlflow", "torch", "safetensors", "pillow", "numpy", "pandas")
 """What a consumer needs to run a registered teacher."""
@@ -30,7 +33,7 @@ EVALUATION_TAG = "dinopipe.evaluation_sha256"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredVersion:
-    """A model version as the registry knows it."""
+    """A model version in the registry."""
 
     version: int
     tags: dict[str, str]
@@ -47,23 +50,25 @@ class Registry:
         """The version that an alias points at; None if nothing does.
 
         Raises:
-            MlflowException: The registry does not answer; that is not the same as no version.
+            TrackingUnavailable: The registry does not answer; that is not the same as no version.
+            TrackingRefused: It refuses.
         """
         try:
             model = self.run.client.get_registered_model(self.model_name)
+            if alias not in model.aliases:
+                return None
+            found = self.run.client.get_model_version_by_alias(self.model_name, alias)
         except MlflowException as error:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return None
-            raise
-        if alias not in model.aliases:
-            return None
-        found = self.run.client.get_model_version_by_alias(self.model_name, alias)
+            raise _translated(error, f"model {self.model_name}", self.run.tracking_uri) from error
         return RegisteredVersion(version=int(found.version), tags=dict(found.tags))
 
     def add(
         self,
         *,
         code: Path,
+        package: Path,
         weights: Path,
         config: Path,
         example: bytes,
@@ -73,7 +78,8 @@ class Registry:
         """Log a teacher as a model of the stage's run and register it as a new version.
 
         Args:
-            code: Self-contained file that MLflow runs to load the model.
+            code: File that MLflow runs to load the model.
+            package: Directory of the Python package that it imports.
             weights: Safetensors file of the backbone.
             config: JSON with architecture and preprocessing.
             example: An image file, kept as the input example.
@@ -84,10 +90,11 @@ class Registry:
         mlflow.set_registry_uri(self.run.tracking_uri)
         disable_logging()  # type: ignore[no-untyped-call]
         params = [ParamSpec("batch_size", "long", 64), ParamSpec("output", "string", "cls")]
-        with mlflow.start_run(run_id=self.run.run_id):
+        with _importable(package), mlflow.start_run(run_id=self.run.run_id):
             logged = mlflow.pyfunc.log_model(
                 name="teacher",
                 python_model=str(code),
+                code_paths=[str(package)],
                 artifacts={
                     "weights": str(weights),
                     "config": str(config),
@@ -115,6 +122,17 @@ class Registry:
         client.set_registered_model_alias(self.model_name, alias, str(version))
 
 
+@contextmanager
+def _importable(package: Path) -> Iterator[None]:
+    """MLflow runs the model's file before it has copied the package that the file imports."""
+    before = list(sys.path)
+    sys.path.insert(0, str(package.parent))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherFiles:
     """A registered teacher on this machine."""
@@ -125,73 +143,105 @@ class TeacherFiles:
     """JSON with architecture and preprocessing."""
 
 
-def fetch_teacher(model_uri: str, *, tracking_uri: str, directory: Path) -> TeacherFiles:
-    """Bring the files of a registered teacher into a directory.
+def download_model(model_uri: str, *, tracking_uri: str, directory: Path) -> Path:
+    """Copy the files of a registered model, whoever made it; nothing of it is run.
 
     Args:
         model_uri: Such as `models:/NAME@champion`.
         tracking_uri: Server or store that holds the model.
-        directory: Taken over by the model's files.
+        directory: Made if it is missing; gets the files.
+
+    Returns:
+        The model's root, below the directory.
 
     Raises:
-        TrackingUnreachable: The server does not answer.
-        ValueError: There is no such model, or it is no teacher of this program.
+        TrackingUnavailable: The server does not answer.
+        TrackingRefused: It refuses.
+        InputError: There is no such model.
     """
-    _connect(tracking_uri)
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        root = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=str(directory)))
-        flavor = Model.load(str(root)).flavors.get("python_function", {})
-    except MlflowException as error:
-        raise _not_there(model_uri, tracking_uri, error) from error
-    artifacts = flavor.get("artifacts", {})
-    if not {"weights", "config"} <= set(artifacts):
-        raise ValueError(
-            f"model {model_uri} has no artifacts `weights` and `config`, so it is no teacher that "
-            "dinopipe registered; name another model"
-        )
-    return TeacherFiles(
-        weights=root / artifacts["weights"]["path"], config=root / artifacts["config"]["path"]
-    )
-
-
-def _connect(tracking_uri: str) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     check_reachable(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        return Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=str(directory)))
+    except MlflowException as error:
+        raise _translated(error, f"model {model_uri}", tracking_uri) from error
 
 
-def _not_there(model_uri: str, tracking_uri: str, error: MlflowException) -> ValueError:
-    return ValueError(
-        f"model {model_uri} is not in {tracking_uri} ({error.message}); check the name, the "
-        f"alias and the tracking URI (--tracking-uri, or tracking.uri in a spec)"
-    )
+def teacher_files(root: Path, *, model_uri: str) -> TeacherFiles | None:
+    """The files of a teacher in a downloaded model; None where it is another kind of model.
+
+    Args:
+        root: From `download_model`.
+        model_uri: For messages.
+
+    Raises:
+        InputError: The model names a file outside of itself, or one that it lacks.
+    """
+    try:
+        artifacts = Model.load(str(root)).flavors["python_function"]["artifacts"]
+        named = {name: str(artifacts[name]["path"]) for name in ("weights", "config")}
+    except (MlflowException, KeyError, TypeError):
+        return None
+    paths = {name: (root / path).resolve() for name, path in named.items()}
+    for name, path in paths.items():
+        if not path.is_relative_to(root.resolve()) or not path.is_file():
+            raise InputError(
+                f"model {model_uri} names {named[name]} as its {name}, which is no file of the "
+                "model; do not use it, and register the teacher again"
+            )
+    return TeacherFiles(**paths)
 
 
-Predict = Callable[[list[bytes], int], NDArray[np.float32]]
-
-
-def load_embedder(model_uri: str, *, tracking_uri: str) -> Predict:
-    """A registered teacher as a function from image files to embeddings [B, D].
+def download_teacher(model_uri: str, *, tracking_uri: str, directory: Path) -> TeacherFiles:
+    """Copy the files of a registered teacher into a directory.
 
     Args:
         model_uri: Such as `models:/NAME@champion`.
         tracking_uri: Server or store that holds the model.
+        directory: Gets the model's files; the paths returned are below it.
 
     Raises:
-        TrackingUnreachable: The server does not answer.
-        ValueError: There is no such model.
+        TrackingUnavailable: The server does not answer.
+        InputError: There is no such model, or it is no teacher of this program.
     """
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    _connect(tracking_uri)
+    root = download_model(model_uri, tracking_uri=tracking_uri, directory=directory)
+    files = teacher_files(root, model_uri=model_uri)
+    if files is None:
+        raise InputError(
+            f"model {model_uri} has no artifacts `weights` and `config`, so it is no teacher that "
+            "dinopipe registered; name another model"
+        )
+    return files
+
+
+def _translated(error: MlflowException, what: str, tracking_uri: str) -> DinopipeError:
+    """The error of this project that an answer of the registry stands for."""
+    status = error.get_http_status_code()  # type: ignore[no-untyped-call]
+    if status in (401, 403):
+        message = f"{tracking_uri} refuses {what} ({error.message}); check the credentials"
+        return TrackingRefused(message, status=status)
+    if status < 500 and status != 429:
+        return InputError(
+            f"{what} is not in {tracking_uri} ({error.message}); check the name, the alias and "
+            "the tracking URI (--tracking-uri, or tracking.uri in a spec)"
+        )
+    return TrackingUnavailable(f"{tracking_uri} does not give {what} ({error.message})")
+
+
+def load_trusted(root: Path) -> Callable[[list[bytes]], NDArray[np.float32]]:
+    """Any downloaded model as a function from image files to embeddings [B, D]; runs its code.
+
+    Args:
+        root: From `download_model`.
+
+    Raises:
+        InputError: The model does not load.
+    """
     try:
-        model = mlflow.pyfunc.load_model(model_uri)
+        model = mlflow.pyfunc.load_model(str(root))
     except MlflowException as error:
-        raise _not_there(model_uri, tracking_uri, error) from error
-
-    def predict(images: list[bytes], batch_size: int) -> NDArray[np.float32]:
-        embeddings: NDArray[np.float32] = model.predict(images, params={"batch_size": batch_size})
-        return embeddings
-
-    return predict
+        raise InputError(f"the model does not load: {error.message}") from error
+    return lambda images: np.asarray(model.predict(images), np.float32)

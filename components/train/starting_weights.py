@@ -9,7 +9,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from components.runtime.manifests import digest_of_file
-from components.runtime.registry import fetch_teacher
+from components.runtime.registry import download_teacher
 from components.runtime.storage import download_object, is_remote
 from components.train.config import is_weights_file
 
@@ -63,6 +63,6 @@ def _from_registry(source: str, *, directory: Path, tracking_uri: str) -> Path:
     """The weights of a registered teacher, named by their digest: an alias may move."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        files = fetch_teacher(source, tracking_uri=tracking_uri, directory=Path(scratch))
+        files = download_teacher(source, tracking_uri=tracking_uri, directory=Path(scratch))
         path = directory / f"{digest_of_file(files.weights)[:32]}.safetensors"
         return files.weights.replace(path)

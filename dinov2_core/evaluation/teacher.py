@@ -8,17 +8,17 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dinov2_core.backbones import BackboneNetwork
 from dinov2_core.config.backbone import Backbone
 from dinov2_core.heads import DINOHead
 from dinov2_core.models import build_backbone
-from dinov2_core.vit.transformer import VisionTransformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Teacher:
     """Backbone and cls head of an exported teacher, in eval mode without gradients."""
 
-    backbone: VisionTransformer
+    backbone: BackboneNetwork
     """Images to tokens."""
     dino_head: DINOHead
     """Cls tokens [B, D] to prototype scores [B, K]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.optim import AdamW
 
+from dinov2_core.backbones import BackboneNetwork
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.distributed.mesh import Ranks
 from dinov2_core.distributed.sharding import Sharding, shard_averaged, shard_trained
@@ -12,7 +13,6 @@ from dinov2_core.training.parameter_groups import parameter_groups
 from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.training.training_state import start_moments
 from dinov2_core.vit.attention_kernels import check_kernel, fastest_kernel, use_kernel
-from dinov2_core.vit.transformer import VisionTransformer
 
 ADAM_EPSILON = 1e-8
 
@@ -37,7 +37,7 @@ def shard_student_teacher(model: StudentTeacher, *, ranks: Ranks) -> None:
 
 
 def _choose_attention(
-    backbone: VisionTransformer, *, config: TrainingConfig, device: torch.device
+    backbone: BackboneNetwork, *, config: TrainingConfig, device: torch.device
 ) -> None:
     """Let every block compute attention by the named kernel, or by the fastest there is.
 

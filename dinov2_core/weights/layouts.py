@@ -5,21 +5,58 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from torch import Tensor
 
-from dinov2_core.weights.huggingface_layout import from_huggingface, is_huggingface
+from dinov2_core.config.backbone import TeacherConfig
+from dinov2_core.errors import InputError
+from dinov2_core.weights.huggingface_layout import (
+    from_huggingface,
+    huggingface_files,
+    huggingface_prefix,
+    is_huggingface,
+    to_huggingface,
+)
 from dinov2_core.weights.reading import StateDict
-from dinov2_core.weights.timm_layout import from_timm
+from dinov2_core.weights.timm_layout import from_timm, is_timm, timm_files, to_timm
 
-Layout = Literal["reference", "timm", "huggingface"]
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How another program names and describes the weights of a backbone."""
+
+    name: str
+    """Program."""
+    recognises: Callable[[Weights], bool]
+    """Whether a bare backbone has its names."""
+    to_own: Callable[[Weights], dict[str, Tensor]]
+    """Its names to the reference's."""
+    from_own: Callable[[Weights], dict[str, Tensor]]
+    """The reference's names to its own."""
+    files: Callable[[TeacherConfig, Weights], dict[str, dict[str, Any]]]
+    """Content of the JSON files beside the weights, by name."""
+
+
+LAYOUTS = (
+    Layout(
+        name="huggingface",
+        recognises=is_huggingface,
+        to_own=from_huggingface,
+        from_own=to_huggingface,
+        files=huggingface_files,
+    ),
+    Layout(name="timm", recognises=is_timm, to_own=from_timm, from_own=to_timm, files=timm_files),
+)
+"""All programs but the reference implementation, whose names this project has."""
 
 BACKBONE = "backbone."
 HEADS = ("dino_head.", "ibot_head.")
 TEACHER = "teacher."
 OTHER_STATE = ("student.", "dino_loss.", "ibot_patch_loss.", "dino_targets.", "ibot_targets.")
-"""What a training program's file holds beside its teacher."""
+"""Prefixes of what a training program's file holds beside its teacher."""
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
 CHUNKED_BLOCK = re.compile(r"^blocks\.\d+\.(\d+\.)")
 PROTOTYPE_NAMES = {
@@ -34,12 +71,12 @@ class StartingWeights:
 
     source: str
     """File it comes from, for messages."""
-    layout: Layout
-    """Whose names the file has."""
+    layout: str
+    """Program whose names the file has; see `LAYOUTS`."""
     weights: dict[str, Tensor]
     """`backbone.*`, `dino_head.*`, `ibot_head.*`; what is not known keeps its name."""
     left_out: tuple[str, ...]
-    """Names of the file that belong to no teacher: student, optimizer, centres."""
+    """Names of the file that belong to no teacher: student, optimizer, centres, classifier."""
 
     @property
     def backbone(self) -> dict[str, Tensor]:
@@ -50,45 +87,48 @@ class StartingWeights:
             if name.startswith(BACKBONE)
         }
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Names that other programs do not have and training starts at 0: the mask token."""
+        return () if self.layout == "reference" else (f"{BACKBONE}mask_token",)
+
     def has_head(self, head: str) -> bool:
         """Whether any weight of a head, such as `dino_head`, is there."""
         return any(name.startswith(f"{head}.") for name in self.weights)
 
 
-def recognised(state: StateDict) -> StartingWeights:
+def with_own_names(state: StateDict) -> StartingWeights:
     """Give weights this project's names.
 
-    Takes the releases and checkpoints of the reference implementation (arXiv:2304.07193), with
+    Accepts the releases and checkpoints of the reference implementation (arXiv:2304.07193), with
     flat or chunked blocks and wrapped by whatever trained them; files of this project; and the
-    networks of timm and of Hugging Face.
+    networks of timm and of Hugging Face, the latter with a classifier or without.
 
     Raises:
-        ValueError: Two names of the file stand for the same weight.
+        InputError: Two names of the file stand for the same weight.
     """
     tensors, left_out = _of_teacher(_renamed(state.tensors, _unwrapped, source=state.source))
-    others = {k: v for k, v in tensors.items() if not k.startswith((BACKBONE, *HEADS))}
-    has_prefix = any(name.startswith(BACKBONE) for name in tensors)
     heads = {k: v for k, v in tensors.items() if k.startswith(HEADS)}
-    bare = (
-        {k.removeprefix(BACKBONE): v for k, v in tensors.items() if k.startswith(BACKBONE)}
-        if has_prefix
-        else others
-    )
-    layout = _layout(bare, has_heads=bool(heads))
-    match layout:
-        case "huggingface":
-            bare = from_huggingface(bare)
-        case "timm":
-            bare = from_timm(bare)
-        case "reference":
-            bare = _renamed(bare, _flat_block, source=state.source)
+    rest = {k: v for k, v in tensors.items() if k not in heads}
+    prefix = huggingface_prefix(rest)
+    if not prefix and any(name.startswith(BACKBONE) for name in rest):
+        prefix = BACKBONE
+    bare = {k.removeprefix(prefix): v for k, v in rest.items() if k.startswith(prefix)}
+    others = {k: v for k, v in rest.items() if not k.startswith(prefix)}
+    if prefix != BACKBONE:  # what a classifier or a segmentation head has besides
+        left_out, others = (*left_out, *others), {}
+    layout = next((layout for layout in LAYOUTS if not heads and layout.recognises(bare)), None)
+    if layout is None:
+        bare = _renamed(bare, _flat_block, source=state.source)
+    else:
+        bare = layout.to_own(bare)
     return StartingWeights(
         source=state.source,
-        layout=layout,
+        layout="reference" if layout is None else layout.name,
         weights={
             **{BACKBONE + name: tensor for name, tensor in bare.items()},
             **_renamed(heads, _plain_prototypes, source=state.source),
-            **(others if has_prefix else {}),
+            **others,
         },
         left_out=(*state.left_out, *left_out),
     )
@@ -100,14 +140,6 @@ def _of_teacher(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[st
         return tensors, ()
     left_out = tuple(name for name in tensors if name.startswith(OTHER_STATE))
     return {k.removeprefix(TEACHER): v for k, v in tensors.items() if k not in left_out}, left_out
-
-
-def _layout(bare: Mapping[str, Tensor], *, has_heads: bool) -> Layout:
-    """Whose names a bare backbone has; timm's differ from the reference's by few."""
-    if is_huggingface(bare):
-        return "huggingface"
-    lacks_mask_token = "pos_embed" in bare and "mask_token" not in bare
-    return "timm" if lacks_mask_token and not has_heads else "reference"
 
 
 def _unwrapped(name: str) -> str:
@@ -130,5 +162,5 @@ def _renamed(
     if len(named) < len(tensors):
         names = [rename(name) for name in tensors]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{source} holds {', '.join(twice)} more than once; save one network only")
+        raise InputError(f"{source} holds {', '.join(twice)} more than once; save one network only")
     return named
