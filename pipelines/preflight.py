@@ -11,7 +11,7 @@ from components.curate.config import TimmEmbedding, TorchScriptEmbedding
 from components.runtime.image_sources import open_source
 from components.runtime.storage import StorageError, find_object, is_remote
 from components.runtime.tracking import TrackingUnreachable, check_reachable
-from components.train.config import is_weights_file
+from components.train.config import is_weights_file, weights_file
 from pipelines.spec.pipeline_spec import PipelineSpec
 from pipelines.spec.problems import Problem
 
@@ -106,7 +106,7 @@ def _file_problems(spec: PipelineSpec) -> list[Problem]:
             pass
     weights = spec.pretrain.initial_weights
     if is_weights_file(weights):
-        places.append(("pretrain.initial_weights", weights))
+        places.append(("pretrain.initial_weights", str(weights_file(weights))))
     probe = spec.pretrain.probe
     if probe is not None:
         places += [

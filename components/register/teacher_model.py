@@ -150,7 +150,7 @@ class TeacherModel(PythonModel):
             images = torch.from_numpy(np.ascontiguousarray(items, dtype=np.float32))
             self._check_normalised(images, limits)
             embedded += [
-                self.embedder.embed(part, output=output) for part in images.split(batch_size)
+                self.embedder.embed(part, output=output) for part in torch.split(images, batch_size)
             ]
         else:
             reader = _Reader(self.embedder, limits)

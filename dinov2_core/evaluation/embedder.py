@@ -43,12 +43,11 @@ class TeacherEmbedder:
         device: torch.device,
     ) -> None:
         try:
-            architecture = described["architecture"]
+            architecture, preprocessing = described["architecture"], described["preprocessing"]
             self.preprocessing = Preprocessing(
-                **{
-                    name: tuple(value) if isinstance(value, list) else value
-                    for name, value in described["preprocessing"].items()
-                }
+                size_pixels=preprocessing["size_pixels"],
+                mean=tuple(preprocessing["mean"]),
+                standard_deviation=tuple(preprocessing["standard_deviation"]),
             )
             with torch.device("meta"):  # its weights come from the file
                 network = build_network(architecture)
