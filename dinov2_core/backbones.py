@@ -1,10 +1,11 @@
 """Every kind of backbone network, built from plain values: a registered model carries this file.
 
 To add a kind: its settings in `config.backbone`, its network in a package beside `vit`, its entry
-here, and other programs' names for its weights in `weights.foreign_names`. The network has
-`blocks`, `init_weights(generator)`, `forward(crop_groups, masks=)` and `features(images)` as
-`VisionTransformer` has them; `patch_embed` and `blocks` are the names by which layer-wise learning
-rates find its layers.
+here, and, where other programs have it, their names for its weights in `weights.export`. Arguments
+of a network are the fields of its settings, among them embed_dim, num_channels, patch_size_pixels.
+A network has `blocks`, `init_weights(generator)`, `forward(crop_groups, masks=)` and
+`features(images)` as `VisionTransformer` has them; layer-wise learning rates find its layers by the
+names `patch_embed` and `blocks`.
 """
 
 from __future__ import annotations

@@ -131,14 +131,10 @@ class TeacherConfig(Frozen):
         try:
             described = json.loads(text)
             architecture, preprocessing = described["architecture"], described["preprocessing"]
-            size = architecture.pop("image_size_pixels")
             dimensions = {name: architecture.pop(name) for name in Dimensions.model_fields}
-            values = {
-                "backbone": {"architecture": dimensions, **architecture},
-                "image_size_pixels": size,
-                "mean": preprocessing["mean"],
-                "standard_deviation": preprocessing["standard_deviation"],
-            }
+            values = {"image_size_pixels": architecture.pop("image_size_pixels"), **preprocessing}
+            values["backbone"] = {"architecture": dimensions, **architecture}
+            del values["size_pixels"]
             return cls.model_validate_json(json.dumps(values))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InputError(

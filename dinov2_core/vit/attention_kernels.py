@@ -21,7 +21,7 @@ Kernel = Literal["varlen", "xformers", "flex", "per_group"]
 """Ways to compute attention; they differ in rounding only."""
 
 PREFERENCE: tuple[Kernel, ...] = ("varlen", "xformers", "per_group")
-"""What `fastest_kernel` tries on CUDA. One launch for all crops beats one per group; torch's own
+"""What `fastest` tries on CUDA. One launch for all crops beats one per group; torch's own
 kernel always fits the installed torch. The compiled `flex` runs only where it is named."""
 
 
@@ -32,27 +32,31 @@ def use_kernel(network: nn.Module, kernel: Kernel) -> None:
             module.attend = KERNELS[kernel]
 
 
-def fastest_kernel(device: torch.device, *, dtype: torch.dtype) -> Kernel:
-    """The kernel to use where none is named.
+def choose_kernel(
+    named: Kernel | Literal["fastest"], *, device: torch.device, dtype: torch.dtype
+) -> Kernel:
+    """The named kernel, or the fastest that runs on a device.
 
     Packed kernels need half precision on CUDA; everything else is computed group by group.
+
+    Raises:
+        SettingsError: The named one does not run there; the message names one that does.
     """
+    if named != "fastest":
+        _check_kernel(named, device=device, dtype=dtype)
+        return named
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return "per_group"
     return next(kernel for kernel in PREFERENCE if why_unavailable(kernel, device, dtype) is None)
 
 
-def check_kernel(kernel: Kernel, *, device: torch.device, dtype: torch.dtype) -> None:
-    """Check that a kernel runs on a device.
-
-    Raises:
-        SettingsError: It does not; the message names one that does.
-    """
+def _check_kernel(kernel: Kernel, *, device: torch.device, dtype: torch.dtype) -> None:
     reason = why_unavailable(kernel, device, dtype)
     if reason is not None:
+        fastest = choose_kernel("fastest", device=device, dtype=dtype)
         raise SettingsError(
             f"execution.attention_kernel {kernel} does not run on {device.type} with {dtype} "
-            f"({reason}); choose fastest, which is {fastest_kernel(device, dtype=dtype)} here"
+            f"({reason}); choose fastest, which is {fastest} here"
         )
 
 

@@ -14,8 +14,13 @@ from torch import Tensor
 from dinov2_core.backbones import BackboneNetwork
 from dinov2_core.config.backbone import TeacherConfig
 from dinov2_core.models import build_backbone
-from dinov2_core.weights.layouts import LAYOUTS, Layout
+from dinov2_core.weights.huggingface_layout import (
+    from_huggingface,
+    huggingface_files,
+    to_huggingface,
+)
 from dinov2_core.weights.loading import load_weights
+from dinov2_core.weights.timm_layout import timm_files, to_timm
 from dinov2_core.weights_file import write_weights
 
 Format = Literal["timm", "huggingface"]
@@ -49,14 +54,18 @@ def write_export(
     """
     network = build_backbone(teacher.backbone, image_size_pixels=teacher.image_size_pixels).eval()
     load_weights(network, weights, source="the teacher")
-    layout = next(layout for layout in LAYOUTS if layout.name == target)
-    write_weights(layout.from_own(weights), path=directory / WEIGHTS)
-    for name, content in layout.files(teacher, weights).items():
+    match target:
+        case "timm":
+            named, files = to_timm(weights), timm_files(teacher, weights)
+        case "huggingface":
+            named, files = to_huggingface(weights), huggingface_files(teacher)
+    write_weights(named, path=directory / WEIGHTS)
+    for name, content in files.items():
         text = json.dumps(content, indent=2) + "\n"
         (directory / name).write_text(text, encoding="utf-8")
     if target == "timm":
         return _compare_with_timm(teacher, network=network, directory=directory)
-    return _compare_names(weights, layout=layout, path=directory / WEIGHTS)
+    return _compare_names(weights, path=directory / WEIGHTS)
 
 
 @torch.no_grad()
@@ -82,9 +91,9 @@ def _compare_with_timm(teacher: TeacherConfig, *, network: BackboneNetwork, dire
     return f"timm's tokens differ by at most {difference:.1e} at {size} pixels{note}"
 
 
-def _compare_names(weights: Mapping[str, Tensor], *, layout: Layout, path: Path) -> str:
+def _compare_names(weights: Mapping[str, Tensor], *, path: Path) -> str:
     """Every weight of the written file against the teacher's, through the names back."""
-    found = layout.to_own(load_file(path))
+    found = from_huggingface(load_file(path))
     same = found.keys() == weights.keys() and all(
         torch.equal(found[name], weights[name]) for name in found
     )

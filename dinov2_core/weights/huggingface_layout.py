@@ -83,7 +83,7 @@ def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def huggingface_files(teacher: TeacherConfig, _: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+def huggingface_files(teacher: TeacherConfig) -> dict[str, dict[str, Any]]:
     """`config.json` of the network, and `preprocessor_config.json` with the evaluation's resizing.
 
     That is: the shorter side to 256/224 of the size, the centre, mean and deviation.

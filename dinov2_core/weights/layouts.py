@@ -5,52 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 from torch import Tensor
 
-from dinov2_core.config.backbone import TeacherConfig
 from dinov2_core.errors import InputError
 from dinov2_core.weights.huggingface_layout import (
     from_huggingface,
-    huggingface_files,
     huggingface_prefix,
     is_huggingface,
-    to_huggingface,
 )
 from dinov2_core.weights.reading import StateDict
-from dinov2_core.weights.timm_layout import from_timm, is_timm, timm_files, to_timm
+from dinov2_core.weights.timm_layout import from_timm, is_timm
 
-Weights = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """How another program names and describes the weights of a backbone."""
-
-    name: str
-    """Program."""
-    recognises: Callable[[Weights], bool]
-    """Whether a bare backbone has its names."""
-    to_own: Callable[[Weights], dict[str, Tensor]]
-    """Its names to the reference's."""
-    from_own: Callable[[Weights], dict[str, Tensor]]
-    """The reference's names to its own."""
-    files: Callable[[TeacherConfig, Weights], dict[str, dict[str, Any]]]
-    """Content of the JSON files beside the weights, by name."""
-
-
-LAYOUTS = (
-    Layout(
-        name="huggingface",
-        recognises=is_huggingface,
-        to_own=from_huggingface,
-        from_own=to_huggingface,
-        files=huggingface_files,
-    ),
-    Layout(name="timm", recognises=is_timm, to_own=from_timm, from_own=to_timm, files=timm_files),
-)
-"""All programs but the reference implementation, whose names this project has."""
+Layout = Literal["reference", "timm", "huggingface"]
 
 BACKBONE = "backbone."
 HEADS = ("dino_head.", "ibot_head.")
@@ -71,8 +39,8 @@ class StartingWeights:
 
     source: str
     """File it comes from, for messages."""
-    layout: str
-    """Program whose names the file has; see `LAYOUTS`."""
+    layout: Layout
+    """Whose names the file has."""
     weights: dict[str, Tensor]
     """`backbone.*`, `dino_head.*`, `ibot_head.*`; what is not known keeps its name."""
     left_out: tuple[str, ...]
@@ -117,14 +85,16 @@ def with_own_names(state: StateDict) -> StartingWeights:
     others = {k: v for k, v in rest.items() if not k.startswith(prefix)}
     if prefix != BACKBONE:  # what a classifier or a segmentation head has besides
         left_out, others = (*left_out, *others), {}
-    layout = next((layout for layout in LAYOUTS if not heads and layout.recognises(bare)), None)
-    if layout is None:
-        bare = _renamed(bare, _flat_block, source=state.source)
+    layout: Layout = "reference"
+    if is_huggingface(bare):
+        layout, bare = "huggingface", from_huggingface(bare)
+    elif is_timm(bare) and not heads:
+        layout, bare = "timm", from_timm(bare)
     else:
-        bare = layout.to_own(bare)
+        bare = _renamed(bare, _flat_block, source=state.source)
     return StartingWeights(
         source=state.source,
-        layout="reference" if layout is None else layout.name,
+        layout=layout,
         weights={
             **{BACKBONE + name: tensor for name, tensor in bare.items()},
             **_renamed(heads, _plain_prototypes, source=state.source),

@@ -120,8 +120,8 @@ def _check_values(name: str, *, parameter: Tensor, weight: Tensor, source: str) 
         )
     if not torch.isfinite(weight).all():
         raise InputError(
-            f"{name} in {source} holds values that are not finite; give weights from before they "
-            "were spoilt"
+            f"{name} in {source} holds values that are not finite; give weights without "
+            "NaN and infinity"
         )
 
 

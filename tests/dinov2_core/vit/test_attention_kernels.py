@@ -10,9 +10,8 @@ from dinov2_core.errors import SettingsError
 from dinov2_core.vit.attention_kernels import (
     KERNELS,
     Kernel,
-    check_kernel,
+    choose_kernel,
     crop_starts,
-    fastest_kernel,
     why_unavailable,
 )
 from dinov2_core.vit.packing import CropGroup
@@ -86,21 +85,22 @@ def test_kernels_of_a_gpu_equal_masked_softmax(kernel: Kernel) -> None:
 @pytest.mark.gpu
 def test_a_gpu_takes_a_packed_kernel_in_half_precision_only() -> None:
     device = torch.device("cuda", 0)
-    assert fastest_kernel(device, dtype=torch.bfloat16) in ("varlen", "xformers")
-    assert fastest_kernel(device, dtype=torch.float32) == "per_group"
+    half, full = torch.bfloat16, torch.float32
+    assert choose_kernel("fastest", device=device, dtype=half) in ("varlen", "xformers")
+    assert choose_kernel("fastest", device=device, dtype=full) == "per_group"
 
 
 def test_a_cpu_computes_group_by_group() -> None:
-    assert fastest_kernel(CPU, dtype=torch.bfloat16) == "per_group"
-    assert fastest_kernel(CPU, dtype=torch.float32) == "per_group"
+    for dtype in (torch.bfloat16, torch.float32):
+        assert choose_kernel("fastest", device=CPU, dtype=dtype) == "per_group"
 
 
 @pytest.mark.parametrize("kernel", ["varlen", "xformers", "flex"])
 def test_a_named_kernel_that_cannot_run_is_refused(kernel: Kernel) -> None:
     named = f"attention_kernel {kernel} does not run on cpu .* choose fastest, which is per_group"
     with pytest.raises(SettingsError, match=named):
-        check_kernel(kernel, device=CPU, dtype=torch.bfloat16)
-    check_kernel("per_group", device=CPU, dtype=torch.bfloat16)
+        choose_kernel(kernel, device=CPU, dtype=torch.bfloat16)
+    assert choose_kernel("per_group", device=CPU, dtype=torch.bfloat16) == "per_group"
 
 
 def test_crops_start_where_the_one_before_ends() -> None:

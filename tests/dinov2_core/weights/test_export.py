@@ -76,7 +76,7 @@ def test_the_names_of_hugging_face_give_every_bit_back(
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[name], weights[name]) for name in weights)
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config == huggingface_files(teacher, weights)["config.json"]
+    assert config == huggingface_files(teacher)["config.json"]
     assert config["use_swiglu_ffn"] == (feed_forward == "swiglu")
     assert config.get("num_register_tokens", 0) == num_registers
     assert config["mlp_ratio"] == 4
