@@ -93,20 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     embed = commands.add_parser("embed", help="embed images with a registered teacher")
     embed.add_argument("images", help="file, folder, glob pattern, Parquet file or s3:// prefix")
     embed.add_argument("--model", required=True, help="such as models:/NAME@champion")
-    embed.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("embeddings.parquet"),
-        help="table to write: .parquet, .csv or .npz",
-    )
+    embed.add_argument("-o", "--output", type=Path, default=Path("embeddings.parquet"))
     embed.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI")
     embed.add_argument("--batch-size", type=int, default=64)
-    embed.add_argument(
-        "--trust-code",
-        action="store_true",
-        help="run the code of a model that dinopipe has not registered",
-    )
+    embed.add_argument("--trust-code", action="store_true", help="run a foreign model's code")
     embed.set_defaults(command=_embed, spec=None)
 
     export = commands.add_parser("export", help="write a registered teacher for another program")
