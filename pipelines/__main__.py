@@ -17,6 +17,7 @@ from rich.console import Console
 from components.runtime.context import RunContext
 from components.runtime.logging import set_up_logging
 from components.runtime.uris import is_remote
+from dinov2_core.errors import UserError
 from pipelines.cluster.commands import add_cluster_commands, add_target_flags, target_from
 from pipelines.plan.command import add_plan_command
 from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpecError as error:
         count = len(error.problems)
         return _refuse(f"{args.spec} has {count} problem{'s' * (count > 1)}:\n{error}")
-    except ValueError as error:
+    except (UserError, ValueError) as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"{error.filename}: {error.strerror}; choose another place")

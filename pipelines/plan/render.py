@@ -83,20 +83,6 @@ def built_manifests(overlay: str) -> list[Object]:
     return [without_secrets(item) for item in yaml.safe_load_all(done.stdout) if item]
 
 
-def write_files(files: Mapping[str, str], directory: Path) -> None:
-    """Write the files, and remove those of an earlier plan that are no more."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for old in read_files(directory).keys() - files.keys():
-        (directory / old).unlink()
-    for name, text in files.items():
-        (directory / name).write_text(text, encoding="utf-8")
-
-
-def read_files(directory: Path) -> dict[str, str]:
-    """The files of an earlier plan; none where there is no such directory."""
-    return {path.name: path.read_text(encoding="utf-8") for path in directory.glob("*.yaml")}
-
-
 def differences(deployed: Mapping[str, str], planned: Mapping[str, str]) -> str:
     """Unified diff of every file, empty where nothing changes.
 
