@@ -11,9 +11,8 @@ from components.ranks.job import RanksJob
 from components.runtime.manifests import digest_of
 from components.runtime.storage import is_remote
 from k8s.job_kind import JobKind
-from k8s.launchers import ClusterLaunch, PyTorchJobLaunch, TrainJobLaunch
+from k8s.launchers import TrainJobLaunch
 from k8s.placement import TrainingPods
-from k8s.pytorchjob import PYTORCH_JOBS, pytorchjob
 from k8s.training import Owner, Training
 from k8s.trainjob import TRAIN_JOBS, trainjob
 
@@ -87,10 +86,6 @@ def training_of(job: RanksJob, *, pods: TrainingPods, owner: Owner | None) -> Tr
     )
 
 
-def rendered(launch: ClusterLaunch, *, training: Training) -> tuple[JobKind, dict[str, Any]]:
+def rendered(launch: TrainJobLaunch, *, training: Training) -> tuple[JobKind, dict[str, Any]]:
     """Kind and manifest of a launch's job."""
-    match launch:
-        case TrainJobLaunch(runtime=runtime):
-            return TRAIN_JOBS, trainjob(training, runtime=runtime)
-        case PyTorchJobLaunch(max_restarts=max_restarts):
-            return PYTORCH_JOBS, pytorchjob(training, max_restarts=max_restarts)
+    return TRAIN_JOBS, trainjob(training, runtime=launch.runtime)

@@ -22,7 +22,7 @@ from components.runtime.stage import StageFailed
 from k8s.cluster import AlreadyExists, Cluster, ClusterRefused, ClusterUnreachable
 from k8s.job_kind import JobKind
 from k8s.job_state import JobState, job_state
-from k8s.launchers import ClusterLaunch, TrainJobLaunch
+from k8s.launchers import TrainJobLaunch
 from k8s.training import HASH_ANNOTATION, Owner, Training, owner_reference
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Patience:
 def run_on_cluster(
     job: RanksJob,
     *,
-    launch: ClusterLaunch,
+    launch: TrainJobLaunch,
     training: Training,
     cluster: Cluster,
     report: Reporter,
@@ -71,7 +71,7 @@ def run_on_cluster(
         owner=training.owner,
         cluster=cluster,
         report=report,
-        log=JobLog(cluster, kind=kind, job=training.name, report=report),
+        log=JobLog(cluster, job=training.name, report=report),
         patience=patience,
     )
     with _told_to_stop(follower.stop):
@@ -98,7 +98,7 @@ class _Follower:
     """One step's hold of one job."""
 
     job: RanksJob
-    launch: ClusterLaunch
+    launch: TrainJobLaunch
     kind: JobKind
     manifest: dict[str, Any]
     owner: Owner | None
@@ -188,15 +188,10 @@ class _Follower:
             change["metadata"] = {"ownerReferences": [owner_reference(self.owner)]}
         if SUSPENDED_ANNOTATION in (found["metadata"].get("annotations") or {}):
             change.setdefault("metadata", {})["annotations"] = {SUSPENDED_ANNOTATION: None}
-            change["spec"] = self._suspension(is_suspended=False)
+            change["spec"] = {"suspend": False}
         if change:
             self.cluster.patch(self.kind, self.name, change)
         self._tell("adopted from an earlier attempt")
-
-    def _suspension(self, *, is_suspended: bool) -> dict[str, Any]:
-        """The field that suspends: v1's stands in the run policy."""
-        suspend = {"suspend": is_suspended}
-        return suspend if isinstance(self.launch, TrainJobLaunch) else {"runPolicy": suspend}
 
     def _follow(self) -> JobState:
         """Look at the job until it is finished or this step is told to stop."""
@@ -219,7 +214,7 @@ class _Follower:
             has_run = has_run or state.phase == "running"
             if state.is_finished:
                 return state
-            if state.phase == "restarting" or not isinstance(self.launch, TrainJobLaunch):
+            if state.phase == "restarting":
                 self._refuse_wrong_input()
             changed = self.told != before
             pause = min(pause * 1.5, self.patience.longest_pause)
@@ -228,10 +223,7 @@ class _Follower:
         return state
 
     def _refuse_wrong_input(self) -> None:
-        """Do not let wrong input be tried again, where the operator cannot tell it.
-
-        The operator v1 does not even tell that containers start again.
-        """
+        """Do not let wrong input be tried again, where the operator cannot tell it."""
         said = first_failure(self.job.directory)
         if said is not None and said.can_be_fixed:
             raise StageFailed(in_words(said))
@@ -253,7 +245,7 @@ class _Follower:
                 return
             change = {
                 "metadata": {"annotations": {SUSPENDED_ANNOTATION: "true"}},
-                "spec": self._suspension(is_suspended=True),
+                "spec": {"suspend": True},
             }
             self.cluster.patch(self.kind, self.name, change)
             self._tell("suspended; the next attempt lets it run again")

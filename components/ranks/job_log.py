@@ -9,8 +9,6 @@ from contextlib import suppress
 
 from components.runtime.progress import Reporter
 from k8s.cluster import Cluster, ClusterRefused, ClusterUnreachable, Pod
-from k8s.job_kind import JobKind
-from k8s.pytorchjob import PYTORCH_JOBS
 
 logger = logging.getLogger(__name__)
 
@@ -25,19 +23,13 @@ PROGRESS = re.compile(r"\] ([^·]+) · (\w+) (\d+)/(\d+)")
 class JobLog:
     """The lines of the first node, each told once, and why pods do not run."""
 
-    def __init__(self, cluster: Cluster, *, kind: JobKind, job: str, report: Reporter) -> None:
+    def __init__(self, cluster: Cluster, *, job: str, report: Reporter) -> None:
         self._cluster = cluster
         self._job = job
         self._report = report
-        is_v1 = kind == PYTORCH_JOBS
-        self._container = "pytorch" if is_v1 else "node"
-        prefix = "training.kubeflow.org" if is_v1 else "jobset.sigs.k8s.io"
-        self._label = f"{prefix}/job-name" if is_v1 else f"{prefix}/jobset-name"
-        self._first = (
-            (f"{prefix}/replica-type", "master")
-            if is_v1
-            else ("batch.kubernetes.io/job-completion-index", "0")
-        )
+        self._container = "node"
+        self._label = "jobset.sigs.k8s.io/jobset-name"
+        self._first = ("batch.kubernetes.io/job-completion-index", "0")
         self._last_time = ""
         self._num_at_last_time = 0
         self._last_lines: deque[str] = deque(maxlen=KEPT)

@@ -9,7 +9,7 @@ from components.ranks.config import Topology
 from components.ranks.job import RanksJob
 from components.ranks.local_launcher import run_ranks
 from components.runtime.progress import Reporter
-from k8s.launchers import ClusterLaunch, Processes, PyTorchJobLaunch, TrainJobLaunch
+from k8s.launchers import Processes, TrainJobLaunch
 
 
 def add_launcher_flag(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +20,7 @@ def add_launcher_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def check_launch(
-    launch: Processes | ClusterLaunch, *, topology: Topology, name: str = "topology"
+    launch: Processes | TrainJobLaunch, *, topology: Topology, name: str = "topology"
 ) -> None:
     """Refuse ranks that the launcher cannot start, before work is done.
 
@@ -49,7 +49,7 @@ def check_launch(
 
 
 def run_job(
-    job: RanksJob, *, launch: Processes | ClusterLaunch, lock: int, report: Reporter
+    job: RanksJob, *, launch: Processes | TrainJobLaunch, lock: int, report: Reporter
 ) -> None:
     """Run all ranks of a job until they have made what they were to make.
 
@@ -67,7 +67,7 @@ def run_job(
     match launch:
         case Processes():
             run_ranks(job, lock=lock)
-        case TrainJobLaunch() | PyTorchJobLaunch():
+        case TrainJobLaunch():
             # The client of Kubernetes takes a second to load, and most runs need none.
             from components.ranks.cluster_job import own_pod, training_of
             from components.ranks.cluster_launcher import run_on_cluster
