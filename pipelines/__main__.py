@@ -17,7 +17,7 @@ from rich.console import Console
 from components.runtime.context import RunContext
 from components.runtime.logging import set_up_logging
 from components.runtime.uris import is_remote
-from dinov2_core.errors import UserError
+from dinov2_core.errors import DinopipeError, exit_code_of
 from pipelines.cluster.commands import add_cluster_commands, add_target_flags, target_from
 from pipelines.plan.command import add_plan_command
 from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
@@ -38,7 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpecError as error:
         count = len(error.problems)
         return _refuse(f"{args.spec} has {count} problem{'s' * (count > 1)}:\n{error}")
-    except (UserError, ValueError) as error:
+    except DinopipeError as error:
+        _refuse(str(error))
+        return exit_code_of(error)
+    except ValueError as error:
         return _refuse(str(error))
     except OSError as error:
         return _refuse(f"{error.filename}: {error.strerror}; choose another place")

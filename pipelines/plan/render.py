@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from k8s.difference import without_secrets
-from pipelines.cluster.submit import Target, compile_for, named
+from pipelines.cluster.submit import Target, compile_for, display_name_filter
 from pipelines.plan.jobs import PHASES, planned_job
 from pipelines.spec.pipeline_spec import PipelineSpec
 
@@ -136,7 +136,7 @@ def deployed_on(client: kfp.Client, *, pipeline: str) -> dict[str, str]:
         pipeline: Name, such as `dinopipe-demo`.
     """
     namespace = client.get_user_namespace() or None
-    found = client.list_pipelines(namespace=namespace, filter=named(pipeline))
+    found = client.list_pipelines(namespace=namespace, filter=display_name_filter(pipeline))
     ids = [item.pipeline_id for item in found.pipelines or () if item.display_name == pipeline]
     if not ids:
         return {}

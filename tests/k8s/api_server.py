@@ -242,6 +242,10 @@ def api_server() -> Iterator[ApiServer]:
     state = ApiServer()
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # head and body in one packet
+
         def answer(self) -> None:
             address = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(address.query).items()}
@@ -254,6 +258,7 @@ def api_server() -> Iterator[ApiServer]:
                 state.requests.append(("FAULT", address.path))
                 code, headers = state.faults.popleft()
                 if code == 0:
+                    self.close_connection = True
                     self.connection.close()
                     return
                 self.tell(code, {"kind": "Status", "message": "not now"}, headers)
@@ -272,6 +277,7 @@ def api_server() -> Iterator[ApiServer]:
             with suppress(ConnectionError):  # nobody waits for a slow answer any more
                 self.end_headers()
                 self.wfile.write(data)
+                self.wfile.flush()
 
         def log_message(self, *args: object) -> None:
             pass
