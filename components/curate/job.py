@@ -93,7 +93,7 @@ class EmbeddingJob(RanksJob):
         """Whether all blocks are saved."""
         return self.finished_blocks() >= {block.name for block in self.blocks()}
 
-    def how_far(self) -> str:
+    def progress_description(self) -> str:
         """Number of saved blocks, which another attempt keeps."""
         return f"after {len(self.finished_blocks())} of {len(self.blocks())} blocks of images"
 

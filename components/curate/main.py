@@ -78,7 +78,7 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
         parents=(),
         work=lambda stage: _curate(config, sets, stage=stage, launch=launch),
         metrics=_metrics,
-        holds=lambda manifest, _: exists(join_uri(manifest.shards_uri, INDEX_NAME)),
+        is_intact=lambda manifest, _: exists(join_uri(manifest.shards_uri, INDEX_NAME)),
         scratch=(WITH_DEFECTS,),
     )
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dinov2_core.data.decoding import UnreadableImage, open_image
 
-MAX_ASPECT_RATIO = 16
-"""Longer side by shorter side up to which an image is resized as a whole."""
+MAX_ASPECT = 16
+"""Longer over shorter side above which the ends, which the centre crop drops, are cut off first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +103,7 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
         Pixels [S, S, C], uint8.
     """
     size = preprocessing.size_pixels
-    image = _middle(image)
+    image = _without_far_ends(image)
     width, height = image.size
     shorter = min(width, height)
     target = size if shorter <= size else preprocessing.resize_pixels
@@ -115,12 +115,14 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
     return pixels.reshape(size, size, preprocessing.num_channels)
 
 
-def _middle(image: Image.Image) -> Image.Image:
-    """The middle of a very long image; resized as a whole, 8000 x 1 pixels would take gigabytes."""
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """The middle of an image so long that resizing it whole would fill the memory."""
     width, height = image.size
-    longest = MAX_ASPECT_RATIO * min(width, height)
-    left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
-    return image.crop((left, top, width - left, height - top)) if left or top else image
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def normalise(pixels: NDArray[np.uint8], *, preprocessing: Preprocessing) -> Tensor:

@@ -59,20 +59,6 @@ def test_small_images_grow_to_the_size_itself(size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(resize_and_crop(image, preprocessing=COLOUR), expected)
 
 
-@pytest.mark.parametrize("size", [(3200, 100), (20, 2000)])
-def test_very_long_images_are_cropped_before_they_are_resized(size: tuple[int, int]) -> None:
-    whole = picture(*size)
-    shorter = 28 if min(size) <= 28 else 32
-    resized = reference.resize(whole, shorter, reference.InterpolationMode.BICUBIC)
-    expected = np.asarray(reference.center_crop(resized, [28, 28]))
-    assert np.array_equal(resize_and_crop(whole, preprocessing=COLOUR), expected)
-
-
-def test_the_longest_images_need_little_memory() -> None:
-    line = Image.new("RGB", (2_000_000, 1), (7, 8, 9))  # resized as a whole: 6 GB
-    assert (resize_and_crop(line, preprocessing=COLOUR) == (7, 8, 9)).all()
-
-
 def test_normalising_equals_torchvision_and_is_undone() -> None:
     image = picture(28, 28)
     pixels = np.asarray(image)[None]
