@@ -17,12 +17,13 @@ from components.ranks.worker_main import run_rank
 from components.runtime.manifests import write_atomically
 from components.runtime.progress import Reporter
 from components.runtime.storage import download, download_if_newer, local_path, upload, write_text
-from components.train.checkpoint_mirror import mirror_of
 from components.train.job import CHECKPOINTS, Job, Result, last_rows, write_result
 from components.train.observation import Collapsed, Observer
+from components.train.remote_checkpoints import remote_checkpoints_of
 from dinov2_core.data.decoding import UnreadableImage
 from dinov2_core.distributed.mesh import Ranks, process_group
-from dinov2_core.training.guard_state import NonFiniteLoss
+from dinov2_core.errors import NonFiniteLoss, UserError
+from dinov2_core.training.guard_state import Diagnosis
 from dinov2_core.training.loop import TrainingRun
 
 MEAN_STEPS = 50
@@ -32,7 +33,7 @@ MEAN_STEPS = 50
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; exit codes are 0 finished, 75 stopped by SIGTERM with a checkpoint, 2 wrong input."""
     return run_rank(
-        argv, kind=Job, work=_train, wrong_input=(NonFiniteLoss, Collapsed, UnreadableImage)
+        argv, kind=Job, work=_train, wrong_input=(UserError, Collapsed, UnreadableImage)
     )
 
 
@@ -40,6 +41,7 @@ def _train(job: Job, stop: threading.Event) -> bool:
     try:
         return _take_steps(job, stop)
     except NonFiniteLoss as error:
+        assert isinstance(error.diagnosis, Diagnosis), error.diagnosis
         text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"
         write_text(job.place_of(job.diagnosis), text)
         raise
@@ -55,7 +57,7 @@ def _take_steps(job: Job, stop: threading.Event) -> bool:
             job.stage.learning,
             ranks=ranks,
             checkpoints=job.checkpoints,
-            mirror=mirror_of(job),
+            remote=remote_checkpoints_of(job),
             starting_weights=local_path(job.starting_weights) if job.starting_weights else None,
         )
         if ranks.is_main_rank and run.starting_report is not None:

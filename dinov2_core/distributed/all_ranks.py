@@ -1,4 +1,4 @@
-"""Together: what ranks do at the same time either works on all of them or fails on all."""
+"""all_ranks_or_raise: work that succeeds on every rank, or fails on every rank."""
 
 from __future__ import annotations
 
@@ -13,32 +13,34 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
-class Together:
-    """Does a part of the work on every rank and fails on all of them if it fails on one.
+def all_ranks_or_raise(
+    work: Callable[[], _T],
+    *,
+    error: Callable[[str], Exception],
+    group: dist.ProcessGroup | None = None,
+    participates: bool = True,
+) -> list[_T]:
+    """Do some work on several ranks; also a barrier. Collective.
 
     Args:
-        group: All ranks, for what they tell each other; None is the default group.
-        complaint: Makes the error that all ranks raise from what the failing ones say.
+        work: What a rank that participates does.
+        error: Makes the exception that all ranks raise from the failures of any rank.
+        group: All ranks, for the exchange of results; None is the default group.
+        participates: Whether this rank works.
+
+    Returns:
+        Results of the participating ranks in their order, on every rank.
     """
-
-    def __init__(
-        self, group: dist.ProcessGroup | None, *, complaint: Callable[[str], Exception]
-    ) -> None:
-        self._group = group
-        self._complaint = complaint
-
-    def __call__(self, work: Callable[[], _T], *, works: bool = True) -> list[_T]:
-        """Results of the ranks that work, on every rank; also a barrier."""
-        outcome: tuple[bool, _T | None, str] = (False, None, "")
-        if works:
-            try:
-                outcome = (True, work(), "")
-            except Exception as error:
-                logger.debug("failed here", exc_info=True)
-                outcome = (True, None, f"{type(error).__name__}: {error}")
-        outcomes = [outcome for _ in range(dist.get_world_size())]
-        dist.all_gather_object(outcomes, outcome, group=self._group)
-        failures = [f"rank {n}: {text}" for n, (_, _, text) in enumerate(outcomes) if text]
-        if failures:
-            raise self._complaint("; ".join(failures))
-        return [cast("_T", result) for has_worked, result, _ in outcomes if has_worked]
+    result, failure = None, ""
+    if participates:
+        try:
+            result = work()
+        except Exception as raised:
+            logger.warning("rank %d failed", dist.get_rank(), exc_info=True)
+            failure = f"{type(raised).__name__}: {raised}"
+    outcomes: list[tuple[bool, _T | None, str]] = [(False, None, "")] * dist.get_world_size()
+    dist.all_gather_object(outcomes, (participates, result, failure), group=group)
+    failures = [f"rank {rank}: {text}" for rank, (_, _, text) in enumerate(outcomes) if text]
+    if failures:
+        raise error("; ".join(failures))
+    return [cast("_T", result) for has_worked, result, _ in outcomes if has_worked]
