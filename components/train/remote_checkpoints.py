@@ -11,6 +11,7 @@ from components.runtime import storage
 from components.runtime.storage import is_remote, join_uri, read_text
 from components.train.job import Job
 from dinov2_core.distributed.checkpoint import MARKER
+from dinov2_core.errors import ObjectUnreadable
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class StoredCheckpoints:
     def _download(self, file: Path) -> None:
         try:
             storage.download_file(self._uri_of(file), file)
-        except storage.ObjectUnreadable as error:
+        except ObjectUnreadable as error:
             logger.warning("%s", error)
 
 
@@ -82,5 +83,5 @@ def remote_checkpoints_of(job: Job) -> StoredCheckpoints | None:
     """Store of a job's checkpoints; None where all nodes see the directory."""
     if not is_remote(job.directory):
         return None
-    records = {job.metrics: job.place_of(job.metrics)}
-    return StoredCheckpoints(job.place_of(job.checkpoints), records=records)
+    records = {job.metrics: job.uri_of(job.metrics)}
+    return StoredCheckpoints(job.uri_of(job.checkpoints), records=records)

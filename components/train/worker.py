@@ -18,11 +18,10 @@ from components.runtime.manifests import write_atomically
 from components.runtime.progress import Reporter
 from components.runtime.storage import download, download_if_newer, local_path, upload, write_text
 from components.train.job import CHECKPOINTS, Job, Result, last_rows, write_result
-from components.train.observation import Collapsed, Observer
+from components.train.observation import Observer
 from components.train.remote_checkpoints import remote_checkpoints_of
-from dinov2_core.data.decoding import UnreadableImage
 from dinov2_core.distributed.mesh import Ranks, process_group
-from dinov2_core.errors import NonFiniteLoss, UserError
+from dinov2_core.errors import NonFiniteLoss
 from dinov2_core.training.guard_state import Diagnosis
 from dinov2_core.training.loop import TrainingRun
 
@@ -32,9 +31,7 @@ MEAN_STEPS = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; exit codes are 0 finished, 75 stopped by SIGTERM with a checkpoint, 2 wrong input."""
-    return run_rank(
-        argv, kind=Job, work=_train, wrong_input=(UserError, Collapsed, UnreadableImage)
-    )
+    return run_rank(argv, kind=Job, work=_train)
 
 
 def _train(job: Job, stop: threading.Event) -> bool:
@@ -43,7 +40,7 @@ def _train(job: Job, stop: threading.Event) -> bool:
     except NonFiniteLoss as error:
         assert isinstance(error.diagnosis, Diagnosis), error.diagnosis
         text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"
-        write_text(job.place_of(job.diagnosis), text)
+        write_text(job.uri_of(job.diagnosis), text)
         raise
 
 
@@ -88,7 +85,7 @@ def _fetch_inputs(job: Job) -> None:
         download(job.starting_weights)
     if is_main_rank:
         for place in (job.metrics, job.health):
-            download_if_newer(job.place_of(place))
+            download_if_newer(job.uri_of(place))
 
 
 def _follow(run: TrainingRun, *, job: Job, ranks: Ranks, should_stop: Callable[[], bool]) -> None:

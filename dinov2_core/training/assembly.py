@@ -11,18 +11,25 @@ from dinov2_core.distributed.sharding import shard_student, shard_teacher
 from dinov2_core.training.parameter_groups import parameter_groups
 from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.training.training_state import start_moments
-from dinov2_core.vit.attention import Attention
-from dinov2_core.vit.attention_kernels import check_kernel, fastest_kernel
-from dinov2_core.vit.transformer import VisionTransformer
+from dinov2_core.vit.attention_kernels import choose_kernel, use_kernel
 
 ADAM_EPSILON = 1e-8
 
 
 def shard_student_teacher(model: StudentTeacher, *, ranks: Ranks) -> None:
-    """Split student and teacher over the ranks, with the kernels and precision of the settings."""
+    """Split student and teacher over the ranks, with the kernels and precision of the settings.
+
+    Raises:
+        SettingsError: The named attention kernel does not run on this device in this precision.
+    """
     config = model.config
+    kernel = choose_kernel(
+        config.execution.attention_kernel,
+        device=ranks.device,
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+    )
     for network, shard in ((model.student, shard_student), (model.teacher, shard_teacher)):
-        _choose_attention(network.backbone, config=config, device=ranks.device)
+        use_kernel(network.backbone, kernel)
         shard(
             network.children(),
             blocks=network.backbone.blocks,
@@ -30,26 +37,6 @@ def shard_student_teacher(model: StudentTeacher, *, ranks: Ranks) -> None:
             precision=config.precision,
             execution=config.execution,
         )
-
-
-def _choose_attention(
-    backbone: VisionTransformer, *, config: TrainingConfig, device: torch.device
-) -> None:
-    """Set the attention kernel of every block: the named one, or the fastest that runs here.
-
-    Raises:
-        KernelUnavailable: The named one does not run on this device in this precision.
-    """
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    named = config.execution.attention_kernel
-    if named == "fastest":
-        kernel = fastest_kernel(device, dtype=dtype)
-    else:
-        kernel = named
-        check_kernel(kernel, device=device, dtype=dtype)
-    for module in backbone.modules():
-        if isinstance(module, Attention):
-            module.kernel = kernel
 
 
 def adamw(model: StudentTeacher, *, config: TrainingConfig) -> AdamW:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from dinov2_core.backbones import BackboneNetwork
 from dinov2_core.config.objectives import SharedHead
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
@@ -18,7 +19,7 @@ from dinov2_core.heads import DINOHead, HeadOutput
 from dinov2_core.losses.terms import CoupledTerm, LossInputs, MeanTerm, Predictions
 from dinov2_core.models import build_backbone, build_head
 from dinov2_core.training.objective import TeacherTargets, loss_terms, target_assignment
-from dinov2_core.vit.transformer import Features, VisionTransformer
+from dinov2_core.vit.transformer import Features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,7 @@ class BackboneWithHeads(nn.Module):
     """A backbone, the head of its cls token and that of its patches (None when shared)."""
 
     def __init__(
-        self, *, backbone: VisionTransformer, dino_head: DINOHead, ibot_head: DINOHead | None
+        self, *, backbone: BackboneNetwork, dino_head: DINOHead, ibot_head: DINOHead | None
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -102,7 +103,7 @@ class StudentTeacher(nn.Module):
         self.terms = loss_terms(config)
         self.teacher.requires_grad_(False)
         self.teacher.eval()
-        if not self.student.backbone.cls_token.is_meta:
+        if not next(self.student.parameters()).is_meta:
             self.copy_student_to_teacher()
 
     @torch.no_grad()
