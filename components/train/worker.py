@@ -17,11 +17,12 @@ from components.ranks.worker_main import run_rank
 from components.runtime.manifests import write_atomically
 from components.runtime.progress import Reporter
 from components.runtime.storage import download, download_if_newer, local_path, upload, write_text
-from components.train.checkpoint_mirror import mirror_of
 from components.train.job import CHECKPOINTS, Job, Result, last_rows, write_result
 from components.train.observation import Observer
+from components.train.remote_checkpoints import remote_checkpoints_of
 from dinov2_core.distributed.mesh import Ranks, process_group
-from dinov2_core.training.guard_state import NonFiniteLoss
+from dinov2_core.errors import NonFiniteLoss
+from dinov2_core.training.guard_state import Diagnosis
 from dinov2_core.training.loop import TrainingRun
 
 MEAN_STEPS = 50
@@ -37,6 +38,7 @@ def _train(job: Job, stop: threading.Event) -> bool:
     try:
         return _take_steps(job, stop)
     except NonFiniteLoss as error:
+        assert isinstance(error.diagnosis, Diagnosis), error.diagnosis
         text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"
         write_text(job.uri_of(job.diagnosis), text)
         raise
@@ -52,7 +54,7 @@ def _take_steps(job: Job, stop: threading.Event) -> bool:
             job.stage.learning,
             ranks=ranks,
             checkpoints=job.checkpoints,
-            mirror=mirror_of(job),
+            remote=remote_checkpoints_of(job),
             starting_weights=local_path(job.starting_weights) if job.starting_weights else None,
         )
         if ranks.is_main_rank and run.starting_report is not None:
