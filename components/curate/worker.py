@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -28,8 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
     """Look at the blocks of this rank that are not there yet, each of which is kept at once."""
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if rank:
-        logging.disable(logging.WARNING)
     report = Reporter(None if rank else job.progress, stage=job.phase)
     torch.set_num_threads(job.topology.threads_per_process)
     share = job.blocks()[rank::num_ranks]
