@@ -84,15 +84,18 @@ class Lease:
         first_end = 0.0
         while not self._try_to_take():
             found = self._read()
+            left = found.until - time.time()
+            if left <= 0:  # it has ended just now
+                continue
             first_end = first_end or found.until
             may_be_dead = found.owner == self._owner and found.until == first_end
             if not waits_for_owner or not may_be_dead:
                 raise InputError(
                     f"{self.directory} is in use by {found.owner}; wait for that to end, or, if it "
-                    f"was killed, for {found.until - time.time():.0f} s"
+                    f"was killed, for {left:.0f} s"
                 )
             logger.info("waiting for an earlier attempt's lease of %s to end", self.directory)
-            time.sleep(max(0.05, min(self._seconds / RENEWALS, found.until - time.time())))
+            time.sleep(min(self._seconds / RENEWALS, left + 0.05))
 
     def _try_to_take(self) -> bool:
         stored = s3.find(self._uri)
