@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("-o", "--output", type=Path, default=Path("embeddings.parquet"))
     embed.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI")
     embed.add_argument("--batch-size", type=int, default=64)
+    embed.add_argument("--trust-code", action="store_true", help="run a foreign model's code")
     embed.set_defaults(command=_embed, spec=None)
 
     export = commands.add_parser("export", help="write a registered teacher for another program")
@@ -234,10 +235,11 @@ def _embed(args: argparse.Namespace) -> int:
         output=args.output,
         tracking_uri=args.tracking_uri,
         batch_size=args.batch_size,
+        trusts_code=args.trust_code,
     )
     note = f"; {skipped} unreadable files have no embedding" if skipped else ""
     _say(f"wrote {count} rows to {args.output}{note}")
-    return 0
+    return 1 if skipped == count else 0
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from components.runtime.image_sources import open_source
 from components.runtime.mlflow_requests import check_reachable
 from components.runtime.retry import QUICK, retrying_with
 from components.runtime.storage import find_object, is_remote
-from components.train.config import is_weights_file
+from components.train.config import is_weights_file, weights_file
 from dinov2_core.errors import UserError
 from pipelines.spec.pipeline_spec import PipelineSpec
 from pipelines.spec.problems import Problem
@@ -117,7 +117,7 @@ def _file_problems(spec: PipelineSpec) -> list[Problem]:
             pass
     weights = spec.pretrain.initial_weights
     if is_weights_file(weights):
-        places.append(("pretrain.initial_weights", weights))
+        places.append(("pretrain.initial_weights", str(weights_file(weights))))
     probe = spec.pretrain.probe
     if probe is not None:
         places += [

@@ -10,7 +10,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from dinov2_core.config.backbone import Backbone
+from dinov2_core.config.backbone import TeacherConfig
 from dinov2_core.config.frozen import Frozen
 from dinov2_core.errors import InputError
 
@@ -141,19 +141,6 @@ class DatasetManifest(Manifest):
     def counts_add_up(self) -> bool:
         """Whether every image is either kept or set aside for one reason."""
         return self.num_images == self.num_kept + sum(self.reasons.values())
-
-
-class TeacherConfig(Frozen):
-    """What is needed to run exported teacher weights."""
-
-    backbone: Backbone
-    """Architecture of the teacher."""
-    image_size_pixels: int
-    """Resolution whose grid of positions the weights hold."""
-    mean: tuple[float, ...]
-    """Per channel, subtracted from values in [0, 1]."""
-    standard_deviation: tuple[float, ...]
-    """Per channel, divides after the mean."""
 
 
 class CheckpointManifest(Manifest):

@@ -1,10 +1,11 @@
-"""MLflow's model registry: teachers go in as model versions, embedders come out."""
+"""MLflow's model registry: registers teachers as model versions, and downloads their files."""
 
 from __future__ import annotations
 
 import base64
-import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +13,7 @@ from typing import TypeVar
 import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 from mlflow.utils.logging_utils import disable_logging
@@ -35,7 +37,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegisteredVersion:
-    """A model version as the registry knows it."""
+    """A model version in the registry."""
 
     version: int
     tags: dict[str, str]
@@ -71,6 +73,7 @@ class Registry:
         self,
         *,
         code: Path,
+        package: Path,
         weights: Path,
         config: Path,
         example: bytes,
@@ -82,7 +85,8 @@ class Registry:
         A version that this run made in an earlier attempt is given instead.
 
         Args:
-            code: Self-contained file that MLflow runs to load the model.
+            code: File that MLflow runs to load the model.
+            package: Directory of the Python package that it imports.
             weights: Safetensors file of the backbone.
             config: JSON with architecture and preprocessing.
             example: An image file, kept as the input example.
@@ -101,10 +105,11 @@ class Registry:
             made = self._own_version()
             if made is not None:
                 return made
-            with mlflow.start_run(run_id=self.run.run_id):
+            with _importable(package), mlflow.start_run(run_id=self.run.run_id):
                 logged = mlflow.pyfunc.log_model(
                     name="teacher",
                     python_model=str(code),
+                    code_paths=[str(package)],
                     artifacts={
                         "weights": str(weights),
                         "config": str(config),
@@ -144,6 +149,17 @@ class Registry:
         return ask_mlflow(call, uri=self.run.tracking_uri)
 
 
+@contextmanager
+def _importable(package: Path) -> Iterator[None]:
+    """MLflow runs the model's file before it has copied the package that the file imports."""
+    before = list(sys.path)
+    sys.path.insert(0, str(package.parent))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherFiles:
     """A registered teacher on this machine."""
@@ -154,45 +170,31 @@ class TeacherFiles:
     """JSON with architecture and preprocessing."""
 
 
-def fetch_teacher(model_uri: str, *, tracking_uri: str, directory: Path) -> TeacherFiles:
-    """Download the files of a registered teacher into a directory.
+def download_model(model_uri: str, *, tracking_uri: str, directory: Path) -> Path:
+    """Copy the files of a registered model, whoever made it; nothing of it is run.
 
     Args:
         model_uri: Such as `models:/NAME@champion`.
         tracking_uri: Server or store that holds the model.
-        directory: For the model's files.
+        directory: Made if it is missing; gets the files.
+
+    Returns:
+        The model's root, below the directory.
 
     Raises:
         TrackingUnavailable: The server does not answer.
         TrackingRefused: There is no such model, or it may not be read.
-        InputError: It is no teacher of this program.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    root = Path(
-        _of_model(
-            model_uri,
-            lambda: mlflow.artifacts.download_artifacts(model_uri, dst_path=str(directory)),
-            tracking_uri=tracking_uri,
-        )
-    )
-    flavor = Model.load(str(root)).flavors.get("python_function", {})
-    artifacts = flavor.get("artifacts", {})
-    if not {"weights", "config"} <= set(artifacts):
-        raise InputError(
-            f"model {model_uri} has no artifacts `weights` and `config`, so it is no teacher that "
-            "dinopipe registered; name another model"
-        )
-    return TeacherFiles(
-        weights=root / artifacts["weights"]["path"], config=root / artifacts["config"]["path"]
-    )
-
-
-def _of_model(model_uri: str, call: Callable[[], _T], *, tracking_uri: str) -> _T:
-    """What a call about a registered model gives; a refusal names the model."""
     connected_client(tracking_uri)
     _use_server(tracking_uri)
     try:
-        return ask_mlflow(call, uri=tracking_uri)
+        return Path(
+            ask_mlflow(
+                lambda: mlflow.artifacts.download_artifacts(model_uri, dst_path=str(directory)),
+                uri=tracking_uri,
+            )
+        )
     except TrackingRefused as error:
         raise TrackingRefused(
             f"model {model_uri} is not in {without_password(tracking_uri)} ({error}); check the "
@@ -207,27 +209,64 @@ def _use_server(tracking_uri: str) -> None:
     mlflow.set_registry_uri(tracking_uri)
 
 
-Predict = Callable[[list[bytes], int], NDArray[np.float32]]
+def teacher_files(root: Path, *, model_uri: str) -> TeacherFiles | None:
+    """The files of a teacher in a downloaded model; None where it is another kind of model.
+
+    Args:
+        root: From `download_model`.
+        model_uri: For messages.
+
+    Raises:
+        InputError: The model names a file outside of itself, or one that it lacks.
+    """
+    try:
+        artifacts = Model.load(str(root)).flavors["python_function"]["artifacts"]
+        named = {name: str(artifacts[name]["path"]) for name in ("weights", "config")}
+    except (MlflowException, KeyError, TypeError):
+        return None
+    paths = {name: (root / path).resolve() for name, path in named.items()}
+    for name, path in paths.items():
+        if not path.is_relative_to(root.resolve()) or not path.is_file():
+            raise InputError(
+                f"model {model_uri} names {named[name]} as its {name}, which is no file of the "
+                "model; do not use it, and register the teacher again"
+            )
+    return TeacherFiles(**paths)
 
 
-def load_embedder(model_uri: str, *, tracking_uri: str) -> Predict:
-    """A registered teacher as a function from image files to embeddings [B, D].
+def download_teacher(model_uri: str, *, tracking_uri: str, directory: Path) -> TeacherFiles:
+    """Copy the files of a registered teacher into a directory.
 
     Args:
         model_uri: Such as `models:/NAME@champion`.
         tracking_uri: Server or store that holds the model.
+        directory: Gets the model's files; the paths returned are below it.
 
     Raises:
         TrackingUnavailable: The server does not answer.
-        TrackingRefused: There is no such model, or it may not be read.
+        InputError: There is no such model, or it is no teacher of this program.
     """
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    model = _of_model(
-        model_uri, lambda: mlflow.pyfunc.load_model(model_uri), tracking_uri=tracking_uri
-    )
+    root = download_model(model_uri, tracking_uri=tracking_uri, directory=directory)
+    files = teacher_files(root, model_uri=model_uri)
+    if files is None:
+        raise InputError(
+            f"model {model_uri} has no artifacts `weights` and `config`, so it is no teacher that "
+            "dinopipe registered; name another model"
+        )
+    return files
 
-    def predict(images: list[bytes], batch_size: int) -> NDArray[np.float32]:
-        embeddings: NDArray[np.float32] = model.predict(images, params={"batch_size": batch_size})
-        return embeddings
 
-    return predict
+def load_trusted(root: Path) -> Callable[[list[bytes]], NDArray[np.float32]]:
+    """Any downloaded model as a function from image files to embeddings [B, D]; runs its code.
+
+    Args:
+        root: From `download_model`.
+
+    Raises:
+        InputError: The model does not load.
+    """
+    try:
+        model = mlflow.pyfunc.load_model(str(root))
+    except MlflowException as error:
+        raise InputError(f"the model does not load: {error.message}") from error
+    return lambda images: np.asarray(model.predict(images), np.float32)

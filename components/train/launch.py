@@ -13,7 +13,6 @@ from components.runtime.context import RunContext
 from components.runtime.manifests import (
     CheckpointManifest,
     DatasetManifest,
-    TeacherConfig,
     digest_of_file,
 )
 from components.runtime.stage import (
@@ -26,6 +25,7 @@ from components.runtime.stage import (
 from components.runtime.storage import download, exists, upload
 from components.train.config import TrainStage
 from components.train.job import CHECKPOINTS, Job, Phase, read_result
+from dinov2_core.config.backbone import TeacherConfig
 from dinov2_core.errors import StageFailed
 from k8s.launchers import ClusterLaunch, Processes, read_launch
 

@@ -25,6 +25,12 @@ def photographs() -> list[bytes]:
     return images
 
 
+@pytest.fixture(scope="session")
+def shared_workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One MLflow store for all tests that do not mind others: making a new one takes seconds."""
+    return tmp_path_factory.mktemp("work")
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
     """An S3 server on loopback with the bucket `pile`, and a cache; gives its address."""

@@ -12,7 +12,6 @@ import pytest
 from dinov2_core.errors import ClusterRefused, ClusterUnavailable
 from k8s.cluster import AlreadyExists, Cluster
 from k8s.job_kind import JobKind
-from k8s.pytorchjob import PYTORCH_JOBS
 from k8s.trainjob import TRAIN_JOBS
 from tests.golden.manifests import manifests, read
 from tests.k8s.api_server import ApiServer, api_server
@@ -28,11 +27,10 @@ def server() -> Iterator[ApiServer]:
 
 @pytest.mark.parametrize("name", sorted(manifests()))
 def test_every_golden_manifest_is_taken_in_strict_mode(server: ApiServer, name: str) -> None:
-    kind = TRAIN_JOBS if name.startswith("trainjob") else PYTORCH_JOBS
     manifest = read(name)
-    made = server.cluster().create(kind, manifest)
+    made = server.cluster().create(TRAIN_JOBS, manifest)
     assert made["spec"] == manifest["spec"]
-    assert server.cluster().get(kind, manifest["metadata"]["name"]) == made
+    assert server.cluster().get(TRAIN_JOBS, manifest["metadata"]["name"]) == made
 
 
 def test_an_unknown_field_is_refused_and_not_dropped(server: ApiServer) -> None:
