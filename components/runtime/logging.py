@@ -40,14 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 def set_up_logging() -> None:
-    """Plain lines on standard error; own messages from INFO, libraries' from ERROR."""
-    rank = os.environ.get("RANK", "")
-    prefix = f"[rank {rank}] " if rank not in ("", "0") else ""
+    """Plain lines on standard error; own messages from INFO, on other ranks than 0 from WARNING."""
+    rank = os.environ.get("RANK", "0")
+    is_main_rank = rank == "0"
+    prefix = "" if is_main_rank else f"[rank {rank}] "
     logging.basicConfig(
         level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True
     )
     for ours in ("components", "dinov2_core", "pipelines", "k8s"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+        logging.getLogger(ours).setLevel(logging.INFO if is_main_rank else logging.WARNING)
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.captureWarnings(True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -48,8 +47,6 @@ def _take_steps(job: Job, stop: threading.Event) -> bool:
     torch.set_num_threads(job.stage.topology.threads_per_process)
     _fetch_inputs(job)
     with process_group(num_replicas=job.stage.topology.num_replicas) as ranks:
-        if not ranks.is_main_rank:
-            logging.disable(logging.WARNING)
         run = TrainingRun(
             job.stage.learning,
             ranks=ranks,

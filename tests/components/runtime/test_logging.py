@@ -8,12 +8,13 @@ import logging, warnings
 from components.runtime.logging import set_up_logging
 set_up_logging()
 logging.getLogger("components.x").info("ours")
+logging.getLogger("components.x").warning("our warning")
 logging.getLogger("alembic.runtime").info("theirs")
 logging.getLogger("mlflow.x").warning("theirs")
 warnings.warn_explicit("nobody can act on this", UserWarning, "f.py", 1, module="mlflow.store.x")
 warnings.warn_explicit("somebody should read this", UserWarning, "g.py", 2, module="other")
 """
-SHOWN = ["ours", "g.py:2: UserWarning: somebody should read this"]
+SHOWN = ["ours", "our warning", "g.py:2: UserWarning: somebody should read this"]
 
 
 def output(**environment: str) -> str:
@@ -24,9 +25,10 @@ def output(**environment: str) -> str:
 
 
 def test_our_lines_are_plain_and_only_named_libraries_are_quiet() -> None:
-    assert output().split("\n")[:2] == SHOWN
+    assert output().split("\n")[:3] == SHOWN
 
 
-def test_other_ranks_say_which_they_are() -> None:
-    assert output(RANK="3").split("\n")[:2] == [f"[rank 3] {line}" for line in SHOWN]
-    assert output(RANK="0").split("\n")[:2] == SHOWN
+def test_other_ranks_log_warnings_with_their_number() -> None:
+    shown = ["[rank 3] our warning", *(f"[rank 3] {line}" for line in SHOWN[2:])]
+    assert output(RANK="3").split("\n")[:2] == shown
+    assert output(RANK="0").split("\n")[:3] == SHOWN
