@@ -95,7 +95,6 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
         },
         parents=(),
         work=work,
-        metrics=_numbers,
         holds=lambda manifest, _: exists(join_uri(manifest.shards_uri, INDEX_NAME)),
         scratch=(PILE,),
     )
@@ -258,11 +257,3 @@ def _audited(table: pa.Table, truth: Path) -> AuditReport:
         corrupt_recall=(found.corrupt.found + found.tiny.found) / broken if broken else 1.0,
         distinct_lost=found.lost_share,
     )
-
-
-def _numbers(manifest: DatasetManifest) -> dict[str, float]:
-    numbers = {"num_images": float(manifest.num_images), "num_kept": float(manifest.num_kept)}
-    numbers |= {f"set_aside/{reason}": float(n) for reason, n in manifest.reasons.items()}
-    if manifest.audit is not None:
-        numbers |= {f"audit/{name}": share for name, share in manifest.audit.model_dump().items()}
-    return numbers

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from components.runtime.context import RunContext
 from components.runtime.copying import Copier
@@ -108,8 +108,6 @@ class Stage(Generic[Output]):
     """Manifests it reads."""
     work: Callable[[StageContext], Output]
     """Does it."""
-    metrics: Callable[[Output], dict[str, float]]
-    """Numbers to show for a manifest."""
     holds: Callable[[Output, StageRun], bool] = lambda manifest, _: exists(manifest.uri)
     """Whether what an earlier manifest describes is still there."""
     scratch: tuple[str, ...] = ()
@@ -189,10 +187,9 @@ def _finish(attempt: _Attempt[Output], *, args: argparse.Namespace, report: Repo
     """Bring an attempt to its end and tell everybody how it went."""
     try:
         manifest, is_cached = attempt.result(report)
-        numbers = attempt.stage.metrics(manifest)
-        attempt.run.log_metrics(numbers)
+        attempt.run.log_results(manifest.numbers)
         manifest.write(args.output)
-        write_executor_output(args.executor_input, manifest=manifest, metrics=numbers)
+        write_executor_output(args.executor_input, manifest=manifest)
     except BaseException as error:
         report.finish("failed", detail=_said(error))
         with suppress(*TRACKING_ERRORS):  # the server's death must not hide what went wrong
@@ -200,7 +197,8 @@ def _finish(attempt: _Attempt[Output], *, args: argparse.Namespace, report: Repo
             attempt.run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     attempt.run.end("FINISHED")
-    report.finish("cached" if is_cached else "succeeded", manifest_uri=attempt.finished)
+    state: Literal["cached", "succeeded"] = "cached" if is_cached else "succeeded"
+    report.finish(state, manifest=manifest, manifest_uri=attempt.finished)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -158,6 +158,11 @@ class StageRun:
         """Log numbers of one step."""
         self.log_rows([(step, values)])
 
+    def log_results(self, values: dict[str, float]) -> None:
+        """Log numbers of the whole stage; those with a history of steps have their last value."""
+        known = self.client.get_run(self.run_id).data.metrics
+        self.log_metrics({name: value for name, value in values.items() if name not in known})
+
     def log_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Log numbers of many steps with few requests."""
         now = int(time.time() * 1000)

@@ -158,7 +158,7 @@ def check_fits_cluster(client: kfp.Client, spec: PipelineSpec, target: Target) -
     )
     problems = [
         Problem(path="spec", value=place, message=message)
-        for place in dict.fromkeys(spec.local_places)
+        for place in dict.fromkeys(spec.local_paths.values())
         if Path(place).exists() and not (mount and Path(place).is_relative_to(mount))
     ]
     if "://" in target.workdir and not spec.tracking.uri:

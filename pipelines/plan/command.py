@@ -13,7 +13,7 @@ from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
 CLUSTER = "cluster"
 
 
-def add_plan_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add plan to the commands of `dinopipe`."""
     plan = commands.add_parser(
         "plan",

@@ -7,15 +7,13 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import yaml
 
 from dinov2_core.errors import InputError
 from pipelines.spec.problems import Problem, SpecError
 
-Resolvers = list[tuple[str, re.Pattern[str]]]
-
+TIMESTAMP = "tag:yaml.org,2002:timestamp"
 FILE_KINDS = {
     b"\x89PNG": "a PNG image",
     b"\xff\xd8\xff": "a JPEG image",
@@ -29,14 +27,10 @@ FILE_KINDS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values as JSON has them, and no dates."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, Resolvers]] = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    """Plain values as JSON has them."""
 
 
+_Loader.add_constructor(TIMESTAMP, lambda _, node: str(node.value))  # JSON has no dates
 _Loader.add_implicit_resolver(  # YAML 1.2; PyYAML's own pattern wants a point and a sign
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
