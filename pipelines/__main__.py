@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from components.runtime.interrupts import sigterm_like_interrupt
 from dinov2_core.errors import exit_code_of, shows_traceback
-from pipelines.interrupts import sigterm_like_interrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from components.ranks.exit_status import check_outcome
-from components.ranks.job import RanksJob, forget_outcome
+from components.ranks.job import PREEMPTED, RanksJob, forget_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,8 @@ def run_ranks(job: RanksJob, *, lock: int) -> None:
     )
     with _stopped_with_us(process):
         code = process.wait()
-    check_outcome(job, code=code)
+    was_starting = code == -signal.SIGTERM  # later torchrun handles the signal
+    check_outcome(job, code=PREEMPTED if was_starting else code)
 
 
 def _command(job: RanksJob) -> list[str]:

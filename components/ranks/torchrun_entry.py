@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 USER_ERROR = 64
 """Exit code (EX_USAGE): wrong input, which another attempt would not put right."""
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 GRACE_SECONDS = 120
 """How long ranks may take to save what they are at after SIGTERM."""
 
@@ -68,8 +71,10 @@ def run_node(worker: str, job_uri: str) -> int:
 def run_ranks(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments; it always ends with 1, here the ranks' codes tell."""
     logging.disable(logging.ERROR)  # ranks leave the reason of a failure in a file
+    for number in STOPPING:
+        signal.signal(number, _stop_once)
     try:
-        torchrun.main(arguments)
+        torchrun.main(["--signals-to-handle=SIGHUP,SIGQUIT", *arguments])
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         if WRONG_INPUT in codes:
@@ -78,6 +83,17 @@ def run_ranks(arguments: Sequence[str]) -> int:
     except SignalException:
         return PREEMPTED
     return 0
+
+
+def _stop_once(number: int, _frame: FrameType | None) -> None:
+    """Let torchrun stop the ranks at the first request.
+
+    A service manager and the stage may both send one, and torchrun would end the time that ranks
+    have to save what they are at when it gets the second.
+    """
+    for other in STOPPING:
+        signal.signal(other, signal.SIG_IGN)
+    raise SignalException(f"signal {number}", sigval=signal.Signals(number))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def add_commands(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from pipelines.interrupts import StopRequests
+    from components.runtime.interrupts import StopRequests
     from pipelines.local.display import console, run_display, summary_table
     from pipelines.local.run import run_locally
     from pipelines.local.summary import result_of, summary_rows, write_result

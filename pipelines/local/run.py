@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Literal
 
 from components.runtime.context import RunContext
+from components.runtime.interrupts import StopRequests
 from components.runtime.storage import delete, join_uri, upload
 from components.runtime.tracking import TRACKING_ERRORS, Status, Tracker, check_reachable
 from pipelines.graph.dinov2 import compile_pipeline
-from pipelines.interrupts import StopRequests
 from pipelines.local.display import RunDisplay, read_progress
 from pipelines.local.docker_containers import DockerContainers
 from pipelines.local.kfp_execution import HostProcesses, StageRunner, logged, run_package

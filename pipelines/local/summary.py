@@ -109,15 +109,11 @@ def _full_name(stage: str, name: str) -> str:
 def _stage_result(progress: Progress, outcome: Outcome) -> StageResult:
     is_finished = bool(progress.manifest_uri)
     error = "" if is_finished else progress.detail
-    if progress.state == "running":
-        error = (
-            outcome
-            if outcome == "interrupted"
-            else (
-                f"ended during {progress.task or 'its start'} without an error of its own (killed, or "
-                "out of memory)"
-            )
-        )
+    if progress.state == "running" and outcome == "interrupted":
+        error = outcome
+    elif progress.state == "running":
+        task = progress.task or "its start"
+        error = f"ended during {task} without an error of its own (killed, or out of memory)"
     return StageResult(
         seconds=round(progress.seconds, 1),
         cached=progress.state == "cached",

@@ -48,7 +48,6 @@ def do(work: Work, context: RunContext, output: Path, *, identity: object = 1) -
         identity=[identity, context.run_name],
         parents=(),
         work=work,
-        metrics=lambda report: report.metrics,
     )
     executor_input = json.dumps(
         {

@@ -44,6 +44,17 @@ def test_rows_of_many_steps_arrive_in_order(tracker: Tracker) -> None:
     assert run.last_step("never") == -1
 
 
+def test_results_of_a_stage_leave_a_history_of_steps_as_it_is(tracker: Tracker) -> None:
+    run = tracker.stage("pretrain", key="results")
+    run.log_rows([(step, {"loss/total": float(step)}) for step in range(3)])
+    for _ in range(2):  # a reused stage logs them again
+        run.log_results({"loss/total": 2.0, "images_per_second": 7.0})
+    for name, steps in (("loss/total", [0, 1, 2]), ("images_per_second", [0])):
+        history = tracker.client.get_metric_history(run.run_id, name)
+        assert [point.step for point in history] == steps
+    assert tracker.client.get_run(run.run_id).data.metrics["loss/total"] == 2.0
+
+
 def test_settings_are_logged_once_with_dotted_names(tracker: Tracker) -> None:
     run = tracker.stage("curate", key="params")
     run.log_params({"a": {"b": 1}, "c": "x"})
