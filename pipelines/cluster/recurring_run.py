@@ -198,7 +198,7 @@ def _wanted(
     return {
         "experiment_id": experiment_id(client, spec.tracking.experiment),
         "job_name": schedule_name(spec),
-        "cron_expression": str(schedule.sent_cron),
+        "cron_expression": str(schedule.server_cron),
         "max_concurrency": schedule.max_concurrency,
         "no_catchup": not schedule.catch_up,
         "params": {"context": context.model_dump_json()},

@@ -57,7 +57,7 @@ class DockerContainers:
         )
 
     def interrupt(self) -> None:
-        """Send every container SIGINT, once, and start no other."""
+        """Send every container SIGINT, once, and start no other; may be called repeatedly."""
         self._is_stopping = True
         self._signal("SIGINT", excepted=self._interrupted)
 

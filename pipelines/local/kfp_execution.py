@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 from kfp import components, local
 from kfp.local import docker_task_handler, subprocess_task_handler
@@ -27,21 +27,6 @@ NOT_STARTED = 1
 """Exit code of a stage that was not started because the run is being stopped."""
 
 KfpRunner: TypeAlias = local.SubprocessRunner | local.DockerRunner
-
-
-class StageRunner(Protocol):
-    """Runs the stages of a pipeline and can end the one that is running."""
-
-    kfp_runner: KfpRunner
-    """The same for Kubeflow."""
-
-    def interrupt(self) -> None:
-        """Send the running stage SIGINT, once, and start no other; may be called repeatedly."""
-        ...
-
-    def kill(self) -> None:
-        """Kill the running stage; may be called repeatedly."""
-        ...
 
 
 class HostProcesses:
@@ -63,7 +48,7 @@ class HostProcesses:
         handler.run_local_subprocess = self._run
 
     def interrupt(self) -> None:
-        """Send the running stage SIGINT, once, and start no other."""
+        """Send the running stage SIGINT, once, and start no other; may be called repeatedly."""
         with self._lock:
             if self._process is not None and not self._is_stopping:
                 self._process.send_signal(signal.SIGINT)
@@ -117,7 +102,7 @@ def start_containers_if(allowed: Callable[[], bool]) -> None:
     docker_task_handler.run_docker_container = run_if_allowed
 
 
-def run_package(package: Path, *, runner: StageRunner, root: Path) -> None:
+def run_package(package: Path, *, runner: KfpRunner, root: Path) -> None:
     """Run a compiled pipeline, stage after stage, until one fails.
 
     Args:
@@ -125,7 +110,7 @@ def run_package(package: Path, *, runner: StageRunner, root: Path) -> None:
         runner: Runs the stages.
         root: Directory for the files that Kubeflow hands from stage to stage.
     """
-    local.init(runner=runner.kfp_runner, pipeline_root=str(root), raise_on_error=False)
+    local.init(runner=runner, pipeline_root=str(root), raise_on_error=False)
     components.load_component_from_file(str(package))()
 
 

@@ -18,7 +18,7 @@ from components.runtime.tracking import TRACKING_ERRORS, Status, Tracker, check_
 from pipelines.graph.dinov2 import compile_pipeline
 from pipelines.local.display import RunDisplay, read_progress
 from pipelines.local.docker_containers import DockerContainers
-from pipelines.local.kfp_execution import HostProcesses, StageRunner, logged, run_package
+from pipelines.local.kfp_execution import HostProcesses, logged, run_package
 from pipelines.local.workdir import (
     RESULT,
     absolute_workdir,
@@ -29,6 +29,7 @@ from pipelines.local.workdir import (
 from pipelines.spec.pipeline_spec import STAGES, PipelineSpec
 
 Runner = Literal["subprocess", "docker"]
+StageRunner = HostProcesses | DockerContainers
 Outcome = Literal["succeeded", "failed", "interrupted"]
 
 MLFLOW_STATUS: dict[Outcome, Status] = {
@@ -132,7 +133,7 @@ def _execute(
 
     def work() -> None:
         try:
-            run_package(package, runner=stages, root=context.root / "kfp")
+            run_package(package, runner=stages.kfp_runner, root=context.root / "kfp")
         except BaseException as error:
             failures.append(error)
 

@@ -94,8 +94,8 @@ def parse(text: str) -> Cron:
         )
     values = tuple(_values(field, number) for number, field in enumerate(fields))
     cron = Cron(fields=fields, values=values)
-    _refuse_steps_beside_a_restriction(cron)
-    _refuse_more_often_than_hourly(cron)
+    _check_day_fields(cron)
+    _check_interval(cron)
     if next(_days(cron, datetime.now(tz=UTC).date()), None) is None:
         raise ValueError("never fires: no such day exists; change day or month")
     return cron
@@ -146,7 +146,7 @@ def _number(word: str, number: int) -> int:
     return int(word)
 
 
-def _refuse_steps_beside_a_restriction(cron: Cron) -> None:
+def _check_day_fields(cron: Cron) -> None:
     day, weekday = cron.fields[3], cron.fields[5]
     if _is_any(day) or _is_any(weekday):
         return
@@ -157,7 +157,7 @@ def _refuse_steps_beside_a_restriction(cron: Cron) -> None:
         )
 
 
-def _refuse_more_often_than_hourly(cron: Cron) -> None:
+def _check_interval(cron: Cron) -> None:
     times = cron.times_of_day
     following = [*times[1:], times[0] + DAY_SECONDS]
     shortest = min(after - before for before, after in zip(times, following, strict=True))
@@ -208,7 +208,7 @@ def in_zone(cron: Cron, *, zone: ZoneInfo, server: ZoneInfo, now: datetime) -> C
         cron: Schedule as read in `zone`.
         zone: The schedule's time zone.
         server: The scheduler's; it has one for all schedules.
-        now: With a time zone; the distance of the zones is looked at for two years from here.
+        now: With a time zone; the zones are compared for two years from here.
 
     Raises:
         ValueError: No single expression stands for the same moments.

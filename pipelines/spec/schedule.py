@@ -13,13 +13,13 @@ from pipelines.spec.cron import Cron, in_zone, next_firings, parse
 
 
 class Schedule(Frozen):
-    """A recurring run on a cluster; `dinopipe run` and `submit` take no notice of it."""
+    """A recurring run on a cluster; `dinopipe run` and `submit` ignore it."""
 
     cron: str
     """Five fields (minute hour day month weekday), six with the seconds first, or a nickname such
     as `@weekly`."""
     time_zone: str = "UTC"
-    """Time zone that `cron` is meant in, such as `Europe/Berlin`."""
+    """Time zone of `cron`, such as `Europe/Berlin`."""
     server_time_zone: str = "UTC"
     """Time zone of the cluster's scheduler (cronScheduleTimezone in pipeline-install-config)."""
     catch_up: bool = False
@@ -29,13 +29,13 @@ class Schedule(Frozen):
 
     @field_validator("cron")
     @classmethod
-    def _is_understood(cls, cron: str) -> str:
+    def _is_valid(cls, cron: str) -> str:
         parse(cron)
         return cron
 
     @field_validator("time_zone", "server_time_zone")
     @classmethod
-    def _exists(cls, name: str) -> str:
+    def _is_known_zone(cls, name: str) -> str:
         try:
             ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -45,13 +45,13 @@ class Schedule(Frozen):
         return name
 
     @model_validator(mode="after")
-    def _can_be_sent(self) -> Self:
-        _ = self.sent_cron
+    def _has_server_cron(self) -> Self:
+        _ = self.server_cron
         return self
 
     @property
-    def sent_cron(self) -> Cron:
-        """What the scheduler is given: six fields in its own time zone."""
+    def server_cron(self) -> Cron:
+        """The same schedule for the scheduler: six fields in its own time zone."""
         return in_zone(
             parse(self.cron),
             zone=ZoneInfo(self.time_zone),
@@ -62,5 +62,5 @@ class Schedule(Frozen):
     def next_firings(self, after: datetime, *, count: int = 3) -> list[datetime]:
         """The next times of firing in the schedule's time zone, as the scheduler will see them."""
         server, zone = ZoneInfo(self.server_time_zone), ZoneInfo(self.time_zone)
-        firings = next_firings(self.sent_cron, zone=server, after=after, count=count)
+        firings = next_firings(self.server_cron, zone=server, after=after, count=count)
         return [moment.astimezone(zone) for moment in firings]

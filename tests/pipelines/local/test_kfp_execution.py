@@ -47,7 +47,7 @@ def lines_of(package: Path, runner: HostProcesses, on_line: Callable[[str], None
         on_line(line)
 
     with logged(io.StringIO(), keep):
-        run_package(package, runner=runner, root=package.parent / "kfp")
+        run_package(package, runner=runner.kfp_runner, root=package.parent / "kfp")
     return lines
 
 
