@@ -104,10 +104,10 @@ def run_locally(
             display.start(context, log=log)
             outcome = _execute(package, stages, context, log=log, display=display, stop=stop)
         finally:
-            write_state(context, status=outcome)
             if tracker is not None and parent:
                 with contextlib.suppress(*TRACKING_ERRORS):  # it may have died since
                     tracker.end_parent(MLFLOW_STATUS[outcome])
+            write_state(context, status=outcome)
             upload(log, context.uri_of(log))
         return LocalRun(
             context=context,
