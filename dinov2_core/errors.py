@@ -200,3 +200,10 @@ def exit_code_of(error: BaseException) -> ExitCode:
 def shows_traceback(error: BaseException) -> bool:
     """Whether an error is the project's own fault, so that its message alone does not help."""
     return not isinstance(error, DinopipeError | KeyboardInterrupt)
+
+
+def message_of(error: BaseException) -> str:
+    """An error in one line: its message; for a fault of the project its class as well."""
+    if shows_traceback(error):
+        return f"{type(error).__name__}: {error}"
+    return str(error) or "interrupted"

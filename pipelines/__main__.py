@@ -7,8 +7,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+from components.runtime.file_errors import explained
 from components.runtime.interrupts import sigterm_like_interrupt
-from dinov2_core.errors import exit_code_of, shows_traceback
+from components.runtime.logging import log_error, set_up_logging
+from dinov2_core.errors import ExitCode, SettingsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -16,8 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = argparse.Namespace()
     try:
         with sigterm_like_interrupt():
-            from components.runtime.logging import set_up_logging
-
             set_up_logging()
             args = command_parser().parse_args(argv)
             code = int(args.command(args))
@@ -27,11 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pipelines.local.display import discard_output
 
         discard_output()
-        return 0
-    except Exception as error:
-        return _end_with(_explained(error, args), args)
-    except KeyboardInterrupt as error:
-        return _end_with(error, args)
+        return ExitCode.DONE
+    except (Exception, KeyboardInterrupt) as error:
+        return log_error(_explained(error, args))
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -74,27 +72,16 @@ def _version() -> str:
         return "(not installed)"
 
 
-def _explained(error: Exception, args: argparse.Namespace) -> Exception:
-    """An error that says which file it is about, where the operating system did not."""
-    if not isinstance(error, OSError) or error.errno is None:
-        return error
-    from components.runtime.file_errors import explained
-
-    directory = getattr(args, "workdir", None) or getattr(args, "output", None) or "."
-    return explained(error, directory=directory)
-
-
-def _end_with(error: BaseException, args: argparse.Namespace) -> int:
-    """Report an error; gives the exit code."""
-    if shows_traceback(error):
-        raise error
-    message = str(error) or "interrupted"
+def _explained(error: BaseException, args: argparse.Namespace) -> BaseException:
+    """An error with the file that it is about, where its own message does not name it."""
     problems = getattr(error, "problems", ())
     if problems:
         plural = "s" if len(problems) > 1 else ""
-        message = f"{args.spec} has {len(problems)} problem{plural}:\n{message}"
-    sys.stderr.write(message + "\n")
-    return exit_code_of(error)
+        return SettingsError(f"{args.spec} has {len(problems)} problem{plural}:\n{error}")
+    if isinstance(error, OSError) and error.errno is not None:
+        directory = getattr(args, "workdir", None) or getattr(args, "output", None) or "."
+        return explained(error, directory=directory)
+    return error
 
 
 if __name__ == "__main__":

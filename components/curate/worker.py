@@ -52,7 +52,7 @@ def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
         )
         path = job.path_of(block)
         write_table(table, path)
-        upload(path, job.place_of(path))
+        upload(path, job.uri_of(path))
         done += len(block.numbers)
     report(job.work, done, total, detail=f"first of {num_ranks} ranks")
     return True

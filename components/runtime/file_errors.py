@@ -5,11 +5,28 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dinov2_core.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def full_disk_explained(directory: Path) -> Iterator[None]:
+    """Let a full disk end a `with` block with an error that names it.
+
+    Raises:
+        InputError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise explained(error, directory=directory) from error
 
 
 def explained(error: OSError, *, directory: Path | str) -> InputError:

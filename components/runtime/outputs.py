@@ -14,7 +14,7 @@ def write_executor_output(executor_input: str, *, manifest: Manifest) -> None:
     Without it a container's artifact outputs are lost when a pipeline runs locally.
 
     Args:
-        executor_input: JSON that Kubeflow put in the place of `{{$}}`; empty outside of it.
+        executor_input: JSON that Kubeflow puts for `{{$}}`; empty outside of it.
         manifest: Its numbers become the metadata of the artifact named `metrics`, if the stage has
             one, its facts those of every other.
     """

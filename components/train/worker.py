@@ -19,8 +19,7 @@ from components.runtime.progress import Reporter
 from components.runtime.storage import download, download_if_newer, local_path, upload, write_text
 from components.train.checkpoint_mirror import mirror_of
 from components.train.job import CHECKPOINTS, Job, Result, last_rows, write_result
-from components.train.observation import Collapsed, Observer
-from dinov2_core.data.decoding import UnreadableImage
+from components.train.observation import Observer
 from dinov2_core.distributed.mesh import Ranks, process_group
 from dinov2_core.training.guard_state import NonFiniteLoss
 from dinov2_core.training.loop import TrainingRun
@@ -31,9 +30,7 @@ MEAN_STEPS = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; exit codes are 0 finished, 75 stopped by SIGTERM with a checkpoint, 2 wrong input."""
-    return run_rank(
-        argv, kind=Job, work=_train, wrong_input=(NonFiniteLoss, Collapsed, UnreadableImage)
-    )
+    return run_rank(argv, kind=Job, work=_train)
 
 
 def _train(job: Job, stop: threading.Event) -> bool:
@@ -41,7 +38,7 @@ def _train(job: Job, stop: threading.Event) -> bool:
         return _take_steps(job, stop)
     except NonFiniteLoss as error:
         text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"
-        write_text(job.place_of(job.diagnosis), text)
+        write_text(job.uri_of(job.diagnosis), text)
         raise
 
 
@@ -86,7 +83,7 @@ def _fetch_inputs(job: Job) -> None:
         download(job.starting_weights)
     if is_main_rank:
         for place in (job.metrics, job.health):
-            download_if_newer(job.place_of(place))
+            download_if_newer(job.uri_of(place))
 
 
 def _follow(run: TrainingRun, *, job: Job, ranks: Ranks, should_stop: Callable[[], bool]) -> None:

@@ -13,8 +13,10 @@ from typing import Literal
 
 from components.runtime.context import RunContext
 from components.runtime.interrupts import StopRequests
+from components.runtime.mlflow_requests import check_reachable
 from components.runtime.storage import delete, join_uri, upload
-from components.runtime.tracking import TRACKING_ERRORS, Status, Tracker, check_reachable
+from components.runtime.tracking import Status, Tracker
+from dinov2_core.errors import TrackingRefused, TrackingUnavailable
 from pipelines.graph.dinov2 import compile_pipeline
 from pipelines.local.display import RunDisplay, read_progress
 from pipelines.local.docker_containers import DockerContainers
@@ -76,7 +78,7 @@ def run_locally(
     Raises:
         SettingsError: The work directory cannot be used, no Docker engine answers, or it does not
             have the image.
-        TrackingUnavailable: The tracking server does not answer.
+        TrackingUnavailable, TrackingRefused: The tracking server does not answer, or refuses.
     """
     started = time.monotonic()
     workdir = absolute_workdir(workdir)
@@ -105,7 +107,7 @@ def run_locally(
             outcome = _execute(package, stages, context, log=log, display=display, stop=stop)
         finally:
             if tracker is not None and parent:
-                with contextlib.suppress(*TRACKING_ERRORS):  # it may have died since
+                with contextlib.suppress(TrackingUnavailable, TrackingRefused):  # it may have died
                     tracker.end_parent(MLFLOW_STATUS[outcome])
             write_state(context, status=outcome)
             upload(log, context.uri_of(log))

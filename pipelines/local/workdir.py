@@ -46,7 +46,7 @@ def exclusive_workdir(workdir: str) -> Iterator[None]:
 
     Raises:
         SettingsError: It cannot be written to, or another run is using it.
-        StoreUnavailable: The store does not answer.
+        StoreUnavailable, StoreRefused: The store does not answer, or refuses.
     """
     advice = "choose another with --workdir"
     root = local_path(workdir)

@@ -17,6 +17,7 @@ def add_commands(commands: Any) -> None:
         "-o", "--output", type=Path, default=Path("embeddings.parquet"), help="file to write"
     )
     embed.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
+    embed.add_argument("--trust-code", action="store_true", help="run a foreign model's code")
     embed.set_defaults(command=_embed)
     export = commands.add_parser("export", help="write a registered teacher for another program")
     _add_model_flags(export)
@@ -41,10 +42,11 @@ def _embed(args: argparse.Namespace) -> int:
         output=args.output,
         tracking_uri=args.tracking_uri,
         batch_size=args.batch_size,
+        trusts_code=args.trust_code,
     )
     note = f"; {skipped} unreadable files have no embedding" if skipped else ""
     sys.stdout.write(f"wrote {count} rows to {args.output}{note}\n")
-    return 0
+    return 1 if skipped == count else 0
 
 
 def _export(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""When a pipeline runs by itself."""
+"""The schedule of recurring runs on a cluster."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, field_validator, model_validator
 
 from dinov2_core.config.frozen import Frozen
-from pipelines.spec.cron import Cron, in_zone, next_firings, parse
+from pipelines.spec.cron import in_zone, next_firings, parse
 
 
 class Schedule(Frozen):
-    """A recurring run on a cluster; `dinopipe run` and `submit` ignore it."""
+    """A recurring run on a cluster; without effect on `dinopipe run` and `submit`."""
 
     cron: str
     """Five fields (minute hour day month weekday), six with the seconds first, or a nickname such
     as `@weekly`."""
     time_zone: str = "UTC"
-    """Time zone of `cron`, such as `Europe/Berlin`."""
+    """Time zone that `cron` is meant in, such as `Europe/Berlin`."""
     server_time_zone: str = "UTC"
     """Time zone of the cluster's scheduler (cronScheduleTimezone in pipeline-install-config)."""
     catch_up: bool = False
-    """Whether times missed while the scheduler was down are made up for, one after another."""
+    """Whether runs missed while the scheduler was down are started later, one after another."""
     max_concurrency: int = Field(1, ge=1, le=10)
     """Runs of this schedule at the same time."""
 
@@ -35,7 +35,7 @@ class Schedule(Frozen):
 
     @field_validator("time_zone", "server_time_zone")
     @classmethod
-    def _is_known_zone(cls, name: str) -> str:
+    def _exists(cls, name: str) -> str:
         try:
             ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -45,22 +45,18 @@ class Schedule(Frozen):
         return name
 
     @model_validator(mode="after")
-    def _has_server_cron(self) -> Self:
-        _ = self.server_cron
+    def _has_an_expression_for_the_scheduler(self) -> Self:
+        _ = self.kubeflow_cron
         return self
 
     @property
-    def server_cron(self) -> Cron:
-        """The same schedule for the scheduler: six fields in its own time zone."""
-        return in_zone(
-            parse(self.cron),
-            zone=ZoneInfo(self.time_zone),
-            server=ZoneInfo(self.server_time_zone),
-            now=datetime.now(tz=UTC),
-        )
+    def kubeflow_cron(self) -> str:
+        """What the scheduler gets: six fields in its own time zone."""
+        zone, server = ZoneInfo(self.time_zone), ZoneInfo(self.server_time_zone)
+        return str(in_zone(parse(self.cron), zone=zone, server=server, now=datetime.now(tz=UTC)))
 
     def next_firings(self, after: datetime, *, count: int = 3) -> list[datetime]:
-        """The next times of firing in the schedule's time zone, as the scheduler will see them."""
+        """The next times of firing in the schedule's time zone, by the scheduler's expression."""
         server, zone = ZoneInfo(self.server_time_zone), ZoneInfo(self.time_zone)
-        firings = next_firings(self.server_cron, zone=server, after=after, count=count)
+        firings = next_firings(parse(self.kubeflow_cron), zone=server, after=after, count=count)
         return [moment.astimezone(zone) for moment in firings]

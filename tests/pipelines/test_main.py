@@ -150,10 +150,14 @@ def test_a_full_disk_names_the_work_directory(
     assert capsys.readouterr().err.startswith(f"{tmp_path}: No space left on device (")
 
 
-def test_faults_of_the_program_keep_their_traceback(ending: list[BaseException]) -> None:
+def test_faults_of_the_program_keep_their_traceback(
+    ending: list[BaseException], capsys: pytest.CaptureFixture[str]
+) -> None:
     ending.append(KeyError("x"))
-    with pytest.raises(KeyError):
-        main([])
+    assert main([]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith("KeyError: 'x'\n")
 
 
 def test_sigterm_ends_a_command_as_ctrl_c_does(

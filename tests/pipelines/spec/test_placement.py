@@ -53,8 +53,14 @@ def test_a_task_without_its_ranks_keeps_processors_and_memory() -> None:
         ("{queue: Q}", "placement.queue: 'Q' is not a DNS label"),
         ("{tolerations: [{operator: Bogus}]}", "placement.tolerations.0.operator"),
         (
-            "{queue: q, launcher: {kind: pytorchjob, on_stop: suspend}}",
+            "{queue: q, launcher: {kind: trainjob, on_stop: suspend}}",
             "on_stop suspend does not last in queue q",
+        ),
+        (
+            "{launcher: {kind: pytorchjob, max_restarts: 3}}",
+            "placement.launcher: kind pytorchjob is no longer supported, because Kubeflow's "
+            "training operator v1 is deprecated; install Kubeflow Trainer v2 and set kind to "
+            "trainjob",
         ),
     ],
 )
