@@ -52,6 +52,18 @@ def test_settings_are_logged_once_with_dotted_names(tracker: Tracker) -> None:
     assert tracker.client.get_run(run.run_id).data.params == {"a.b": "1", "c": "x"}
 
 
+def test_the_end_of_a_pipeline_closes_stages_that_were_killed(context: RunContext) -> None:
+    tracker = Tracker(context.model_copy(update={"run_id": f"{context.run_id}-killed"}))
+    ended, killed = (tracker.stage(stage, key="end") for stage in ("curate", "pretrain"))
+    ended.end("FINISHED")
+    parent = tracker.end_parent("KILLED")
+    statuses = {
+        run_id: tracker.client.get_run(run_id).info.status
+        for run_id in (ended.run_id, killed.run_id, parent)
+    }
+    assert statuses == {ended.run_id: "FINISHED", killed.run_id: "KILLED", parent: "KILLED"}
+
+
 def test_a_dataset_is_logged_by_reference(tracker: Tracker) -> None:
     run = tracker.stage("curate", key="dataset")
     run.log_dataset(name="pile", uri="/data/shards", digest="d" * 64, context="pretraining")
