@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 
-from dinov2_core.errors import ExitCode, exit_code_of, shows_traceback
+from dinov2_core.errors import ExitCode, exit_code_of, message_of, shows_traceback
 
 QUIET = (
     "alembic",
@@ -68,6 +68,6 @@ def log_error(error: BaseException, *, name: str = "") -> ExitCode:
     if shows_traceback(error):
         logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
     else:
-        message = str(error) or "interrupted"
+        message = message_of(error)
         logger.error("%s", f"{name}: {message}" if name else message)
     return exit_code_of(error)

@@ -83,6 +83,11 @@ class StageRun:
         """Log numbers of one step."""
         self._log_rows([(step, values)])
 
+    def log_results(self, values: dict[str, float]) -> None:
+        """Log numbers of the whole stage; those with a history of steps have their last value."""
+        known = self._ask(lambda: self.client.get_run(self.run_id)).data.metrics
+        self.log_metrics({name: value for name, value in values.items() if name not in known})
+
     def log_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:
         """Log numbers of many steps with few requests, each made once: callers try again."""
         with retrying_with(ONCE):
@@ -241,8 +246,11 @@ class Tracker:
         )
 
     def end_parent(self, status: Status) -> str:
-        """Close the pipeline's run and give its id."""
+        """Close the pipeline's run, and those of stages that were killed first; gives its id."""
         run_id = self.parent()
+        is_open = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+        for run in self._ask(lambda: self.client.search_runs([self.experiment_id], is_open)):
+            self.open(str(run.info.run_id)).end(status)
         self._ask(lambda: self.client.set_terminated(run_id, status))
         return run_id
 

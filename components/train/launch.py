@@ -91,7 +91,6 @@ def _stage(
         },
         parents=(dataset, pretrained) if pretrained else (dataset,),
         work=work,
-        metrics=_metrics,
         is_intact=lambda manifest, _: exists(manifest.teacher_uri),
         scratch=(CHECKPOINTS,),  # the ranks bring them to the store
     )
@@ -196,8 +195,3 @@ def _train(
         final_losses=result.final_losses,
         images_per_second=result.images_per_second,
     )
-
-
-def _metrics(manifest: CheckpointManifest) -> dict[str, float]:
-    losses = {f"final_loss/{name}": value for name, value in manifest.final_losses.items()}
-    return {**losses, "images_per_second": manifest.images_per_second}
