@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -13,7 +12,7 @@ import torch
 from components.curate.embedder import embedder_of
 from components.curate.job import EmbeddingJob, ImageSet
 from components.curate.pile import StoredImages
-from components.ranks.worker_main import run_rank
+from components.ranks.worker_main import worker_process
 from components.runtime.progress import Reporter
 from components.runtime.storage import upload
 from dinov2_core.curation.looking import look
@@ -22,14 +21,14 @@ from dinov2_core.curation.manifest import write_table
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed; exit codes are 0 finished, 75 stopped by SIGTERM after a block, 2 wrong input."""
-    return run_rank(argv, kind=EmbeddingJob, work=_embed)
+    with worker_process(argv, kind=EmbeddingJob) as process:
+        process.end(is_finished=_embed(process.job, process.stop))
+    return process.exit_code
 
 
 def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
     """Look at the blocks of this rank that are not there yet, each of which is kept at once."""
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if rank:
-        logging.disable(logging.WARNING)
     report = Reporter(None if rank else job.progress, stage=job.phase)
     torch.set_num_threads(job.topology.threads_per_process)
     share = job.blocks()[rank::num_ranks]

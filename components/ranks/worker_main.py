@@ -1,4 +1,4 @@
-"""The frame of one rank: its job, SIGTERM, and errors that are told to the launcher."""
+"""The process of one rank: its job, SIGTERM, and errors that are left for the launcher."""
 
 from __future__ import annotations
 
@@ -6,32 +6,48 @@ import argparse
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from components.ranks.job import PREEMPTED, WRONG_INPUT, RanksJob, write_failure
 from components.runtime.logging import set_up_logging
 from components.runtime.processes import die_with_parent
 from components.runtime.storage import StorageError, StoreUnreachable
+from dinov2_core.errors import UserError
 
 AnyJob = TypeVar("AnyJob", bound=RanksJob)
 
 
-def run_rank(
-    argv: Sequence[str] | None,
-    *,
-    kind: type[AnyJob],
-    work: Callable[[AnyJob, threading.Event], bool],
-    wrong_input: tuple[type[Exception], ...] = (),
-) -> int:
-    """Do a rank's work; 0 finished, 75 stopped with all saved, 2 wrong input.
+@dataclass(slots=True)
+class WorkerProcess(Generic[AnyJob]):
+    """One rank's process."""
+
+    job: AnyJob
+    """What its ranks do together."""
+    stop: threading.Event
+    """Set by SIGTERM: save what is done and end."""
+    exit_code: int = 0
+    """Set by the work, or by what it raised."""
+
+    def end(self, *, is_finished: bool) -> None:
+        """Set the exit code of work that is finished, or stopped with all saved."""
+        self.exit_code = 0 if is_finished else PREEMPTED
+
+
+@contextmanager
+def worker_process(
+    argv: Sequence[str] | None, *, kind: type[AnyJob]
+) -> Iterator[WorkerProcess[AnyJob]]:
+    """Make this process a rank; an error of the work is left for the launcher.
+
+    What a user can fix ends the work with exit code 2, any other error is raised again. As a
+    context manager it adds no frame to the work's stack.
 
     Args:
         argv: The job's file, a path or a URI.
         kind: Of the job.
-        work: Does it, until it is done or the event is set; tells which.
-        wrong_input: Errors, besides ValueError, that a person can put right.
     """
     parser = argparse.ArgumentParser(description="One rank of a stage.")
     parser.add_argument("job", help="job file that the launcher wrote: a path or an s3:// URI")
@@ -40,18 +56,17 @@ def run_rank(
     set_up_logging()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _signal, _frame: stop.set())
-    job = kind.read(args.job)
-    to_be_fixed: tuple[type[Exception], ...] = (ValueError, *wrong_input)
+    process = WorkerProcess(job=kind.read(args.job), stop=stop)
     try:
-        return 0 if work(job, stop) else PREEMPTED
+        yield process
     except StoreUnreachable as error:  # of no input's making: worth another attempt
-        _tell(job, error, can_be_fixed=False)
+        _tell(process.job, error, can_be_fixed=False)
         raise
-    except to_be_fixed as error:
-        _tell(job, error, can_be_fixed=True)
-        return WRONG_INPUT
+    except (UserError, ValueError) as error:
+        _tell(process.job, error, can_be_fixed=True)
+        process.exit_code = WRONG_INPUT
     except Exception as error:
-        _tell(job, error, can_be_fixed=False)
+        _tell(process.job, error, can_be_fixed=False)
         raise
 
 

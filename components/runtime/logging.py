@@ -28,14 +28,19 @@ MLFLOW_QUIET = {
 
 
 def set_up_logging() -> None:
-    """Plain lines on standard error; own messages from INFO, libraries' from ERROR."""
+    """Plain lines on standard error: own messages from INFO, libraries' from WARNING or ERROR.
+
+    Ranks other than 0 leave progress and other information to rank 0; their warnings and errors
+    begin with the rank.
+    """
     rank = os.environ.get("RANK", "")
-    prefix = f"[rank {rank}] " if rank not in ("", "0") else ""
+    is_other_rank = rank not in ("", "0")
+    prefix = f"[rank {rank}] " if is_other_rank else ""
     logging.basicConfig(
         level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True
     )
     for ours in ("components", "dinov2_core", "pipelines", "k8s"):
-        logging.getLogger(ours).setLevel(logging.INFO)
+        logging.getLogger(ours).setLevel(logging.WARNING if is_other_rank else logging.INFO)
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.ERROR)
     warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""rank: how a rank ends, and what it leaves for its launcher."""
+"""worker_main: how a rank ends, and what it leaves for its launcher."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ from components.train.job import Job
 
 RANK = """
 import sys
-from components.ranks.worker_main import run_rank
+from components.ranks.worker_main import worker_process
 from components.runtime.storage import StoreUnreachable
 from components.train.job import Job
+from dinov2_core.errors import TrainingDiverged
 
-def work(job, stop):
-    print("at work", flush=True)
-    {work}
+def main():
+    with worker_process(None, kind=Job) as process:
+        print("at work", flush=True)
+        {work}
+    return process.exit_code
 
-sys.exit(run_rank(None, kind=Job, work=work, wrong_input=(LookupError,)))
+sys.exit(main())
 """
 
 
@@ -57,7 +60,7 @@ def start(job: Job, work: str) -> subprocess.Popen[str]:
     ("work", "code", "message", "can_be_fixed"),
     [
         ("raise ValueError('a smaller batch')", 2, "a smaller batch", True),
-        ("raise KeyError('of ours')", 2, "'of ours'", True),
+        ("raise TrainingDiverged('lower the rate')", 2, "lower the rate", True),
         ("raise StoreUnreachable('later')", 1, "StoreUnreachable: later", False),
         ("raise RuntimeError('broken')", 1, "RuntimeError: broken", False),
     ],
@@ -73,8 +76,8 @@ def test_a_failure_is_left_for_the_launcher(
 
 
 def test_finished_and_stopped_are_told_apart(job: Job) -> None:
-    assert start(job, "return True").wait(timeout=60) == 0
-    waiting = start(job, "return not stop.wait(60)")
+    assert start(job, "process.end(is_finished=True)").wait(timeout=60) == 0
+    waiting = start(job, "process.end(is_finished=not process.stop.wait(60))")
     assert waiting.stdout is not None
     assert waiting.stdout.readline() == "at work\n"
     waiting.send_signal(signal.SIGTERM)

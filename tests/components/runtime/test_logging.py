@@ -8,6 +8,8 @@ import logging, warnings
 from components.runtime.logging import set_up_logging
 set_up_logging()
 logging.getLogger("components.x").info("ours")
+logging.getLogger("dinov2_core.x").warning("a warning")
+logging.getLogger("components.x").error("an error")
 logging.getLogger("alembic.runtime").info("theirs")
 logging.getLogger("mlflow.x").warning("theirs")
 warnings.warn("a library's warning")
@@ -22,9 +24,9 @@ def output(**environment: str) -> str:
 
 
 def test_our_lines_are_plain_and_libraries_are_quiet() -> None:
-    assert output() == "ours\n"
+    assert output() == "ours\na warning\nan error\n"
 
 
-def test_other_ranks_say_which_they_are() -> None:
-    assert output(RANK="3") == "[rank 3] ours\n"
-    assert output(RANK="0") == "ours\n"
+def test_other_ranks_show_warnings_and_errors_with_their_number_and_no_more() -> None:
+    assert output(RANK="3") == "[rank 3] a warning\n[rank 3] an error\n"
+    assert output(RANK="0") == "ours\na warning\nan error\n"
