@@ -112,6 +112,8 @@ class Stage(Generic[Output]):
     """Numbers to show for a manifest."""
     holds: Callable[[Output, StageRun], bool] = lambda manifest, _: exists(manifest.uri)
     """Whether what an earlier manifest describes is still there."""
+    complete_tracking: Callable[[Output, StageRun], None] = lambda *_: None
+    """Sends to MLflow what the work could not, whether it was done now or is reused."""
     scratch: tuple[str, ...] = ()
     """Names in the directory that no other stage reads, and that a store does not get."""
 
@@ -189,6 +191,7 @@ def _finish(attempt: _Attempt[Output], *, args: argparse.Namespace, report: Repo
     """Bring an attempt to its end and tell everybody how it went."""
     try:
         manifest, is_cached = attempt.result(report)
+        attempt.stage.complete_tracking(manifest, attempt.run)
         numbers = attempt.stage.metrics(manifest)
         attempt.run.log_metrics(numbers)
         manifest.write(args.output)
