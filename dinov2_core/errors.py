@@ -192,3 +192,8 @@ def exit_code_of(error: BaseException) -> ExitCode:
 def shows_traceback(error: BaseException) -> bool:
     """Whether an error is the project's own fault, so that its message alone does not help."""
     return not isinstance(error, DinopipeError | KeyboardInterrupt)
+
+
+def message_of(error: BaseException) -> str:
+    """An error in one line: its message; for a fault of the project its class as well."""
+    return f"{type(error).__name__}: {error}" if shows_traceback(error) else str(error)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from k8s.cluster import Cluster, ClusterRefused
+from dinov2_core.errors import ClusterRefused
+from k8s.cluster import Cluster
 from k8s.job_kind import JobKind
 
 FORBIDDEN = 403

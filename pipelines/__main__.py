@@ -17,6 +17,7 @@ from rich.console import Console
 from components.runtime.context import RunContext
 from components.runtime.logging import set_up_logging
 from components.runtime.uris import is_remote
+from dinov2_core.errors import DinopipeError, exit_code_of
 from pipelines.cluster.commands import add_cluster_commands, add_target_flags, target_from
 from pipelines.plan.command import add_plan_command
 from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
@@ -37,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SpecError as error:
         count = len(error.problems)
         return _refuse(f"{args.spec} has {count} problem{'s' * (count > 1)}:\n{error}")
+    except DinopipeError as error:
+        logger.error("%s", error)
+        return exit_code_of(error)
     except ValueError as error:
         return _refuse(str(error))
     except OSError as error:
@@ -92,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument("-o", "--output", type=Path, default=Path("embeddings.parquet"))
     embed.add_argument("--tracking-uri", default="", help="default: MLFLOW_TRACKING_URI")
     embed.add_argument("--batch-size", type=int, default=64)
+    embed.add_argument("--trust-code", action="store_true", help="run a foreign model's code")
     embed.set_defaults(command=_embed, spec=None)
 
     export = commands.add_parser("export", help="write a registered teacher for another program")
@@ -230,10 +235,11 @@ def _embed(args: argparse.Namespace) -> int:
         output=args.output,
         tracking_uri=args.tracking_uri,
         batch_size=args.batch_size,
+        trusts_code=args.trust_code,
     )
     note = f"; {skipped} unreadable files have no embedding" if skipped else ""
     _say(f"wrote {count} rows to {args.output}{note}")
-    return 0
+    return 1 if skipped == count else 0
 
 
 def _export(args: argparse.Namespace) -> int:

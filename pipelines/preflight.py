@@ -9,15 +9,26 @@ import pyarrow.parquet as parquet
 
 from components.curate.config import TimmEmbedding, TorchScriptEmbedding
 from components.runtime.image_sources import open_source
-from components.runtime.storage import StorageError, find_object, is_remote
-from components.runtime.tracking import TrackingUnreachable, check_reachable
-from components.train.config import is_weights_file
+from components.runtime.mlflow_requests import check_reachable
+from components.runtime.retry import QUICK, retrying_with
+from components.runtime.storage import find_object, is_remote
+from components.train.config import is_weights_file, weights_file
+from dinov2_core.errors import UserError
 from pipelines.spec.pipeline_spec import PipelineSpec
 from pipelines.spec.problems import Problem
 
 
 def check_places(spec: PipelineSpec) -> list[Problem]:
-    """Problems with what lies outside the spec: data, labels, weights, tracking server."""
+    """Problems with what lies outside the spec: data, labels, weights, tracking server.
+
+    Raises:
+        TransientError: The store or the tracking server does not answer.
+    """
+    with retrying_with(QUICK):
+        return _problems(spec)
+
+
+def _problems(spec: PipelineSpec) -> list[Problem]:
     problems = [
         *_image_problems(spec.images.uri, path="images.uri"),
         *_evaluation_problems(spec),
@@ -29,7 +40,7 @@ def check_places(spec: PipelineSpec) -> list[Problem]:
         )
     try:
         check_reachable(spec.tracking.uri)
-    except TrackingUnreachable as error:
+    except UserError as error:
         problems.append(Problem(path="tracking.uri", value=None, message=str(error)))
     return problems
 
@@ -38,7 +49,7 @@ def _image_problems(uri: str, *, path: str) -> list[Problem]:
     try:
         if open_source(uri).objects():
             return []
-    except StorageError as error:
+    except UserError as error:
         return [Problem(path=path, value=None, message=str(error))]
     message = "holds no file; name a folder, a glob pattern or a prefix that holds images"
     return [Problem(path=path, value=uri, message=message)]
@@ -106,7 +117,7 @@ def _file_problems(spec: PipelineSpec) -> list[Problem]:
             pass
     weights = spec.pretrain.initial_weights
     if is_weights_file(weights):
-        places.append(("pretrain.initial_weights", weights))
+        places.append(("pretrain.initial_weights", str(weights_file(weights))))
     probe = spec.pretrain.probe
     if probe is not None:
         places += [
@@ -132,7 +143,7 @@ def _weights_problems(source: str) -> list[Problem]:
     try:
         if is_remote(source):
             find_object(source)
-    except StorageError as error:
+    except UserError as error:
         return [Problem(path=path, value=None, message=str(error))]
     return []
 

@@ -92,7 +92,7 @@ class EmbeddingJob(RanksJob):
         """Whether all blocks are there."""
         return self.finished_blocks() >= {block.name for block in self.blocks()}
 
-    def how_far(self) -> str:
+    def progress_description(self) -> str:
         """Blocks that are there; they stay."""
         return f"after {len(self.finished_blocks())} of {len(self.blocks())} blocks of images"
 

@@ -96,7 +96,7 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
         parents=(),
         work=work,
         metrics=_numbers,
-        holds=lambda manifest, _: exists(join_uri(manifest.shards_uri, INDEX_NAME)),
+        is_intact=lambda manifest, _: exists(join_uri(manifest.shards_uri, INDEX_NAME)),
         scratch=(PILE,),
     )
 

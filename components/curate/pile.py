@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from components.runtime.image_sources import ObjectSource, StoredObject, open_source
 from components.runtime.manifests import digest_of
+from dinov2_core.errors import ObjectUnreadable
 
 UNREADABLE = "unreadable"
 """Stands for the content of a file that cannot be read."""
@@ -25,7 +26,7 @@ class StoredImages:
             places: Folders, glob patterns, Parquet files or s3:// prefixes.
 
         Raises:
-            StorageError: A place does not exist or cannot be listed.
+            InputError: A place does not exist or cannot be listed.
         """
         self.places = tuple(places)
         self._sources: list[ObjectSource] = [open_source(place) for place in places]
@@ -58,7 +59,7 @@ class StoredImages:
             return f"{item.size_bytes}-{item.etag}"
         try:
             return hashlib.sha256(self.read(number)).hexdigest()
-        except OSError:
+        except (OSError, ObjectUnreadable):
             return UNREADABLE
 
     def _find(self, number: int) -> tuple[int, StoredObject]:

@@ -50,7 +50,7 @@ def seen_by_ranks(
 
     Raises:
         StageFailed: A rank failed or was killed; finished blocks stay.
-        Preempted: The ranks were told to stop; finished blocks stay.
+        Stopped: The ranks were stopped; finished blocks stay.
     """
     job = EmbeddingJob(
         context=place.context,

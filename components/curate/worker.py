@@ -17,13 +17,13 @@ from components.runtime.progress import Reporter
 from components.runtime.storage import upload
 from dinov2_core.curation.looking import look
 from dinov2_core.curation.manifest import write_table
+from dinov2_core.errors import ExitCode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed; exit codes are 0 finished, 75 stopped by SIGTERM after a block, 2 wrong input."""
-    with worker_process(argv, kind=EmbeddingJob) as process:
-        process.end(is_finished=_embed(process.job, process.stop))
-    return process.exit_code
+    with worker_process(argv, kind=EmbeddingJob) as (job, stop):
+        return ExitCode.DONE if _embed(job, stop) else ExitCode.STOPPED
 
 
 def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
@@ -51,7 +51,7 @@ def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
         )
         path = job.path_of(block)
         write_table(table, path)
-        upload(path, job.place_of(path))
+        upload(path, job.uri_of(path))
         done += len(block.numbers)
     report(job.work, done, total, detail=f"first of {num_ranks} ranks")
     return True

@@ -18,11 +18,11 @@ from components.runtime.manifests import (
     CheckpointManifest,
     DatasetManifest,
     EvaluationReport,
-    TeacherConfig,
     digest_of,
     digest_of_file,
 )
 from components.runtime.stage import Stage, StageContext, run_stage, stage_parser
+from dinov2_core.config.backbone import TeacherConfig
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.evaluation import pictures
 from dinov2_core.evaluation.baselines import raw_pixels, untrained

@@ -14,8 +14,8 @@ import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 
 from components.runtime import s3
-from components.runtime.s3 import StorageError
 from components.runtime.uris import bucket_and_key, is_remote
+from dinov2_core.errors import InputError
 
 PARQUET_MAGIC = b"PAR1"
 
@@ -56,7 +56,7 @@ class LocalSource:
         """All files, ordered by path; hidden files and folders are left out.
 
         Raises:
-            StorageError: Nothing exists at the path, or nothing matches the pattern.
+            InputError: Nothing exists at the path, or nothing matches the pattern.
         """
         root, paths = self._root_and_paths()
         items = [
@@ -78,7 +78,7 @@ class LocalSource:
         if root.is_file():
             return root.parent, iter([root])
         if not globbing.has_magic(self.pattern):
-            raise StorageError(
+            raise InputError(
                 f"folder {self.pattern} does not exist; name an existing folder or file, a glob "
                 f"pattern, a Parquet file or an s3:// prefix"
             )
@@ -90,7 +90,7 @@ def _files_below(root: Path) -> Iterator[Path]:
     """Files of a folder and of the folders that it holds or links to, each folder once."""
 
     def refuse(error: OSError) -> None:
-        raise StorageError(
+        raise InputError(
             f"folder {error.filename} cannot be read ({error.strerror}); check its permissions"
         ) from error
 
@@ -143,17 +143,17 @@ class ParquetSource:
         """Open the file.
 
         Raises:
-            StorageError: It does not exist or has no such column.
+            InputError: It does not exist or has no such column.
         """
         self._path = path
         try:
             columns = parquet.read_schema(path).names
         except (OSError, pyarrow.ArrowInvalid) as error:
-            raise StorageError(
+            raise InputError(
                 f"{path} is not a readable Parquet file; name a file with a column `image`"
             ) from error
         if "image" not in columns:
-            raise StorageError(
+            raise InputError(
                 f"{path} has columns {', '.join(columns)}; a column `image` with the bytes of "
                 f"image files is needed"
             )
@@ -161,7 +161,7 @@ class ParquetSource:
         if pyarrow.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
             column = compute.struct_field(column, "bytes")
         if not (pyarrow.types.is_binary(column.type) or pyarrow.types.is_large_binary(column.type)):
-            raise StorageError(
+            raise InputError(
                 f"{path} has a column `image` of type {column.type}; it must hold the bytes of "
                 f"image files, or structs with a field `bytes`"
             )
@@ -191,7 +191,7 @@ class S3Source:
         """All objects below the prefix, ordered by key.
 
         Raises:
-            StorageError: No credentials, no such bucket, no permission, no connection.
+            StoreRefused, StoreUnavailable: The store refuses, or does not answer.
         """
         _, prefix = bucket_and_key(self.uri)
         found = [
@@ -211,7 +211,7 @@ class S3Source:
 
         Raises:
             ObjectUnreadable: The store refuses this object.
-            StorageError: The store does not answer, or there are no credentials.
+            StoreRefused, StoreUnavailable: As for `objects`.
         """
         return s3.read(item.uri)
 
@@ -220,7 +220,7 @@ def open_source(uri: str) -> ObjectSource:
     """The source that a folder, a file, a glob pattern or an s3:// prefix names.
 
     Raises:
-        StorageError: A Parquet file is missing or has no images.
+        InputError: A Parquet file is missing or has no images.
     """
     if is_remote(uri):
         is_whole_bucket = not bucket_and_key(uri)[1]

@@ -1,11 +1,14 @@
-"""Log lines of a stage: set up once per process, at its entry point."""
+"""Log lines of a process: set up once, at its entry point."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import traceback
 import warnings
+
+from dinov2_core.errors import ExitCode, exit_code_of, shows_traceback
 
 QUIET = (
     "alembic",
@@ -18,6 +21,7 @@ QUIET = (
     "fontTools",
     "timm",
 )
+"""Libraries whose warnings say nothing about a run; their errors are shown."""
 
 MLFLOW_QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -25,6 +29,14 @@ MLFLOW_QUIET = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
 }
 """Set before MLflow is imported, it neither reports home nor draws bars into a log."""
+
+IGNORED_WARNINGS = (
+    r"mlflow\.",  # how it uses SQLAlchemy and pandas, and that a path may be two kinds of source
+    r"torch\.distributed\.c10d_logger",  # new names of collectives that earlier torch does not have
+)
+"""Modules whose Python warnings nobody but their authors can act on; all others are logged."""
+
+logger = logging.getLogger(__name__)
 
 
 def set_up_logging() -> None:
@@ -43,7 +55,23 @@ def set_up_logging() -> None:
         logging.getLogger(ours).setLevel(logging.WARNING if is_other_rank else logging.INFO)
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    logging.captureWarnings(True)
+    for module in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", module=module)
     for name, value in MLFLOW_QUIET.items():
         os.environ.setdefault(name, value)
+
+
+def log_error(error: BaseException, *, name: str = "") -> ExitCode:
+    """Log what ends a process, with its traceback only where that helps; its exit code.
+
+    Args:
+        error: Any.
+        name: What failed, put before the message.
+    """
+    if shows_traceback(error):
+        logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
+    else:
+        message = str(error) or "interrupted"
+        logger.error("%s", f"{name}: {message}" if name else message)
+    return exit_code_of(error)

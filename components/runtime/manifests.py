@@ -10,8 +10,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from dinov2_core.config.backbone import Backbone
+from dinov2_core.config.backbone import TeacherConfig
 from dinov2_core.config.frozen import Frozen
+from dinov2_core.errors import InputError
 
 
 def digest_of(value: object) -> str:
@@ -53,7 +54,7 @@ class Parent(Frozen):
 
 
 class Manifest(Frozen):
-    """What every manifest says."""
+    """What every manifest holds."""
 
     uri: str
     """Directory or file that holds the bytes: a path or an s3:// URI."""
@@ -75,26 +76,30 @@ class Manifest(Frozen):
         """Read and check a manifest.
 
         Raises:
-            ValueError: The file is missing or is not such a manifest.
+            InputError: The file is missing or is not such a manifest.
         """
         try:
-            return cls.of(path.read_text(encoding="utf-8"), place=str(path))
+            return cls.of(path.read_text(encoding="utf-8"), source=str(path))
         except FileNotFoundError as error:
-            raise ValueError(
+            raise InputError(
                 f"manifest {path} does not exist; run the stage that writes it first"
             ) from error
 
     @classmethod
-    def of(cls, text: str, *, place: str) -> Self:
-        """Check the text of a manifest that was read from some place.
+    def of(cls, text: str, *, source: str) -> Self:
+        """Check the text of a manifest.
+
+        Args:
+            text: JSON.
+            source: Path or URI of it, for messages.
 
         Raises:
-            ValueError: It is not such a manifest.
+            InputError: It is not such a manifest.
         """
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ValueError(f"{place} is not a {cls.__name__}: {error}") from error
+            raise InputError(f"{source} is not a {cls.__name__}: {error}") from error
 
 
 class AuditReport(Frozen):
@@ -136,19 +141,6 @@ class DatasetManifest(Manifest):
     def counts_add_up(self) -> bool:
         """Whether every image is either kept or set aside for one reason."""
         return self.num_images == self.num_kept + sum(self.reasons.values())
-
-
-class TeacherConfig(Frozen):
-    """What is needed to run exported teacher weights."""
-
-    backbone: Backbone
-    """Architecture of the teacher."""
-    image_size_pixels: int
-    """Resolution whose grid of positions the weights hold."""
-    mean: tuple[float, ...]
-    """Per channel, subtracted from values in [0, 1]."""
-    standard_deviation: tuple[float, ...]
-    """Per channel, divides after the mean."""
 
 
 class CheckpointManifest(Manifest):

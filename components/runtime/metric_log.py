@@ -6,11 +6,14 @@ import errno
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 from mlflow.entities import Metric
 
 from components.runtime.metric_rows import MetricRow, read_rows
+from components.runtime.mlflow_requests import ask_mlflow
+from components.runtime.retry import ONCE, retrying_with
 from components.runtime.storage import delete, download, exists
 from components.runtime.tracking import StageRun
 
@@ -97,15 +100,22 @@ class MetricLog:
     def send(self, run: StageRun) -> None:
         """Send the rows on disk that MLflow lacks, whole rows in each request.
 
-        Any error of MLflow's client is passed on; what was not sent is sent the next time.
+        Raises:
+            TrackingUnavailable, TrackingRefused: MLflow does not answer, or refuses; what was not
+                sent is sent the next time.
         """
+        with retrying_with(ONCE):  # rows wait on the disk instead
+            self._send(run)
+
+    def _send(self, run: StageRun) -> None:
         if self._sent_step is None:
             self._sent_step = self._last_complete_step(run)
         while True:
             num_rewinds = self._num_rewinds
             metrics, step, end = self._next_request()
             if metrics:
-                run.client.log_batch(run.run_id, metrics=metrics)
+                request = partial(run.client.log_batch, run.run_id, metrics=metrics)
+                ask_mlflow(request, uri=run.tracking_uri)
             with self._file_lock:
                 self._sent_step = max(self._sent_step, step)
                 if self._num_rewinds == num_rewinds:

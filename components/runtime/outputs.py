@@ -16,7 +16,7 @@ def write_executor_output(
     Without it a container's artifact outputs are lost when a pipeline runs locally.
 
     Args:
-        executor_input: JSON that Kubeflow put in the place of `{{$}}`; empty outside of it.
+        executor_input: JSON that Kubeflow puts for `{{$}}`; empty outside of it.
         manifest: Its facts become the metadata of every artifact that is not a metric.
         metrics: Become the metadata of the artifact named `metrics`, if the stage has one.
     """

@@ -26,7 +26,7 @@ class Progress(Frozen):
     stage: str
     """Stage that reports."""
     state: Literal["running", "succeeded", "cached", "failed"] = "running"
-    """How it stands."""
+    """Whether it runs or how it ended."""
     task: str = ""
     """Part of the stage at work, such as `embedding`."""
     done: int = 0
@@ -62,7 +62,7 @@ class Progress(Frozen):
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Seconds for a log: `42 s`, `3 min 05 s`, `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

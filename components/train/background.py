@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import re
 import shutil
 import threading
 import time
@@ -13,8 +12,9 @@ from types import TracebackType
 from typing import Self
 
 from components.runtime.metric_log import MetricLog, leave_note
+from components.runtime.retry import ONCE, retrying_with
 from components.runtime.tracking import StageRun
-from dinov2_core.errors import shows_traceback
+from dinov2_core.errors import message_of, shows_traceback
 
 logger = logging.getLogger(__name__)
 
@@ -120,12 +120,13 @@ class BackgroundWork:
             self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
 
     def _send(self) -> None:
-        if self._run is None:
-            self._run = self._open_run()
-        self._log.send(self._run)
-        for name, log in list(self._uploads.items()):
-            log(self._run)
-            del self._uploads[name]
+        with retrying_with(ONCE):
+            if self._run is None:
+                self._run = self._open_run()
+            self._log.send(self._run)
+            for name, log in list(self._uploads.items()):
+                log(self._run)
+                del self._uploads[name]
 
     def _raise_without_thread(self) -> None:
         raise RuntimeError("the thread that sends them has ended")
@@ -137,12 +138,11 @@ class BackgroundWork:
         except Exception as error:
             if activity not in self._failing:
                 self._failing.add(activity)
-                has_traceback = activity == _REPORTING and not isinstance(error, OSError)
                 logger.warning(
                     "%s failed: %s; training goes on, and it is tried again",
                     activity,
-                    self._reason(activity, error),
-                    exc_info=has_traceback and shows_traceback(error),
+                    self._reason(error),
+                    exc_info=shows_traceback(error) and not isinstance(error, OSError),
                 )
             return False
         if activity in self._failing:
@@ -150,13 +150,12 @@ class BackgroundWork:
             logger.info("%s works again", activity)
         return True
 
-    def _reason(self, activity: str, error: Exception) -> str:
-        reason = f"{type(error).__name__}: {re.sub('//[^/@ ]+@', '//', str(error))}"
-        if activity != _WRITING:
-            return reason
+    def _reason(self, error: Exception) -> str:
+        if not isinstance(error, OSError):
+            return message_of(error)
         directory = self._log.path.parent
         try:
             free = shutil.disk_usage(directory).free
         except OSError:
-            return f"{reason}; {directory} cannot be found"
-        return f"{reason}; {directory} has {free / 2**20:,.0f} MiB of free space"
+            return f"{message_of(error)}; {directory} cannot be found"
+        return f"{message_of(error)}; {directory} has {free / 2**20:,.0f} MiB of free space"

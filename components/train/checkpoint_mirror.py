@@ -11,6 +11,7 @@ from components.runtime import storage
 from components.runtime.storage import is_remote, join_uri, read_text
 from components.train.job import Job
 from dinov2_core.distributed.checkpoint import MARKER
+from dinov2_core.errors import ObjectUnreadable
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class StoredCheckpoints:
     def send(self, files: Sequence[Path]) -> None:
         """Copy files there, several at a time."""
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-            list(pool.map(lambda file: storage.upload(file, self._place_of(file)), files))
+            list(pool.map(lambda file: storage.upload(file, self._uri_of(file)), files))
 
     def bring(self, files: Sequence[Path]) -> None:
         """Copy files from there; those that are missing or damaged there stay away."""
@@ -57,7 +58,7 @@ class StoredCheckpoints:
         for record, uri in self._records.items():
             if record.exists():
                 storage.upload(record, uri, is_growing=True)
-        storage.upload(marker, self._place_of(marker))
+        storage.upload(marker, self._uri_of(marker))
 
     def unmark(self, folder: str) -> None:
         """Remove a folder's marker."""
@@ -68,13 +69,13 @@ class StoredCheckpoints:
         self.unmark(folder)
         storage.delete_remote(join_uri(self._uri, folder))
 
-    def _place_of(self, file: Path) -> str:
+    def _uri_of(self, file: Path) -> str:
         return join_uri(self._uri, file.parent.name, file.name)
 
     def _bring(self, file: Path) -> None:
         try:
-            storage.download_file(self._place_of(file), file)
-        except storage.ObjectUnreadable as error:
+            storage.download_file(self._uri_of(file), file)
+        except ObjectUnreadable as error:
             logger.warning("%s", error)
 
 
@@ -82,5 +83,5 @@ def mirror_of(job: Job) -> StoredCheckpoints | None:
     """Where a job's checkpoints are kept besides; None where all nodes see the directory."""
     if not is_remote(job.directory):
         return None
-    records = {job.metrics: job.place_of(job.metrics)}
-    return StoredCheckpoints(job.place_of(job.checkpoints), records=records)
+    records = {job.metrics: job.uri_of(job.metrics)}
+    return StoredCheckpoints(job.uri_of(job.checkpoints), records=records)

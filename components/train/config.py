@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +24,12 @@ WEIGHT_SOURCES = {
 def is_weights_file(source: str) -> bool:
     """Whether starting weights are named by a path on this machine."""
     return bool(source) and not source.startswith(("s3://", "timm:", "models:/"))
+
+
+def weights_file(source: str) -> Path:
+    """The file of starting weights that a path names: itself, or in a folder of Hugging Face."""
+    path = Path(source)
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 class Probe(Frozen):
@@ -59,9 +66,9 @@ class TrainStage(Frozen):
     """Processes that train together."""
     initial_weights: str = ""
     """Teacher to start from: a file (a DINOv2 release or checkpoint, timm's or Hugging Face's
-    safetensors, a teacher of this program), an s3:// path of one, timm:NAME.TAG, or
-    models:/NAME@ALIAS of the run's tracking store. Empty starts from the given checkpoint manifest,
-    or from random weights where there is none."""
+    safetensors, a teacher of this program), a folder with a model.safetensors, an s3:// path of a
+    file, timm:NAME.TAG, or models:/NAME@ALIAS of the run's tracking store. Empty starts from the
+    given checkpoint manifest, or from random weights where there is none."""
     probe: Probe | None = None
     """Measures the teacher now and then; not at all when null."""
     log_every_steps: int | None = Field(None, ge=1, exclude_if=lambda steps: steps is None)

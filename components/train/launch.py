@@ -11,19 +11,15 @@ from typing import get_args
 
 from components.ranks.launcher import add_launcher_flag, check_launch, run_job
 from components.runtime.context import RunContext
-from components.runtime.manifests import (
-    CheckpointManifest,
-    DatasetManifest,
-    TeacherConfig,
-    digest_of_file,
-)
+from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.metric_log import send_unsent_rows
 from components.runtime.stage import Stage, StageContext, context_of, run_stage, stage_parser
 from components.runtime.storage import download, exists, join_uri, upload
 from components.runtime.tracking import StageRun
 from components.train.config import TrainStage
 from components.train.job import CHECKPOINTS, MARKER, METRICS, Job, StageName, read_result
-from dinov2_core.errors import InputError, SettingsError, StageFailed
+from dinov2_core.config.backbone import TeacherConfig
+from dinov2_core.errors import DinopipeError, InputError, SettingsError, StageFailed
 from k8s.launchers import ClusterLaunch, Processes, read_launch
 
 logger = logging.getLogger(__name__)
@@ -89,7 +85,7 @@ def _stage(
         parents=(dataset, pretrained) if pretrained else (dataset,),
         work=work,
         metrics=_metrics,
-        holds=lambda manifest, _: exists(manifest.teacher_uri),
+        is_intact=lambda manifest, _: exists(manifest.teacher_uri),
         complete_tracking=_send_unsent_metrics,
         scratch=(CHECKPOINTS,),  # the ranks upload them
     )
@@ -124,6 +120,7 @@ def starting_weights(
 
     Raises:
         InputError: There are no such weights.
+        AccessRefused, TransientError: The service that has them refuses, or does not answer.
     """
     if config.initial_weights:
         from components.train.starting_weights import download_weights  # loads the Hub's client
@@ -196,12 +193,12 @@ def _train(
 
 
 def _send_unsent_metrics(manifest: CheckpointManifest, run: StageRun) -> None:
-    """Send what ranks could not, to the run of their stage, when MLflow answers again."""
+    """Send what ranks could not, to the run of their stage, if MLflow answers now."""
     metrics = join_uri(manifest.teacher_uri.rpartition("/")[0], METRICS)
     try:
         send_unsent_rows(metrics, replace(run, run_id=manifest.mlflow_run_id), marker=MARKER)
-    except Exception as error:  # metrics are not worth a training
-        logger.warning("metrics of %s are still not in MLflow: %s", metrics, error)
+    except DinopipeError as error:  # a training is finished without its metrics
+        logger.warning("the last rows of %s are still not in MLflow: %s", metrics, error)
 
 
 def _metrics(manifest: CheckpointManifest) -> dict[str, float]:

@@ -30,6 +30,18 @@ class _Curve:
         self.points.append((step, value, 1))
 
 
+@dataclass(slots=True)
+class _Read:
+    """What was read of a file."""
+
+    curves: defaultdict[str, _Curve] = field(default_factory=lambda: defaultdict(_Curve))
+    latest: dict[str, float] = field(default_factory=dict)
+    last: tuple[MetricRow, int] | None = None
+    """Last row, and where the next one begins."""
+    last_offset: int = 0
+    """Where that row begins."""
+
+
 class MetricHistory:
     """All curves of a file and the latest values; a refresh reads only what was appended.
 
@@ -39,33 +51,32 @@ class MetricHistory:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._restart()
+        self._read = _Read()
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """Last value of every metric."""
+        return self._read.latest
 
     def refresh(self) -> None:
         """Read the rows that were appended; all of them again if rows were removed meanwhile."""
-        rows = read_rows(self._path, offset=self._last_offset)
-        if self._last is not None and next(rows, None) != self._last:
-            self._restart()
+        rows = read_rows(self._path, offset=self._read.last_offset)
+        if self._read.last is not None and next(rows, None) != self._read.last:
+            self._read = _Read()
             rows = read_rows(self._path)
+        read = self._read
         for row, next_offset in rows:
-            self._last_offset = self._last[1] if self._last else 0
-            self._last = row, next_offset
-            self.latest |= row.values
+            read.last_offset = read.last[1] if read.last else 0
+            read.last = row, next_offset
+            read.latest |= row.values
             for name, value in row.values.items():
-                self._curves[name].add(row.step, value)
-
-    def _restart(self) -> None:
-        self._last: tuple[MetricRow, int] | None = None  # last row, and where the next one begins
-        self._last_offset = 0  # where that row begins
-        self._curves: defaultdict[str, _Curve] = defaultdict(_Curve)
-        self.latest: dict[str, float] = {}
-        """Last value of every metric."""
+                read.curves[name].add(row.step, value)
 
     def rows(self) -> list[tuple[int, dict[str, float]]]:
         """Step and value of every point, by metric; in a long training they are means."""
         return [
             (round(steps / count), {name: values / count})
-            for name, curve in self._curves.items()
+            for name, curve in self._read.curves.items()
             for steps, values, count in curve.points
         ]
 

@@ -12,8 +12,8 @@ from typing import Self
 
 from torch import Tensor
 
-from components.runtime.copying import Copier
 from components.runtime.metric_log import MetricLog
+from components.runtime.periodic_upload import PeriodicUpload
 from components.runtime.progress import Reporter
 from components.runtime.tracking import StageRun, Tracker
 from components.train.background import BackgroundWork
@@ -71,7 +71,7 @@ class TrainingReporter:
         if self._job.weights_report.exists():
             self._background.upload(self._job.weights_report.name, self._log_weights_report)
         with ExitStack() as stack:
-            stack.enter_context(Copier(report_uris(self._job)))
+            stack.enter_context(PeriodicUpload(report_uris(self._job)))
             stack.enter_context(self._background)
             stack.callback(self._profiler.close)
             self._stack = stack.pop_all()

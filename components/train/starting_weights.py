@@ -9,9 +9,9 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from components.runtime.manifests import digest_of_file
-from components.runtime.registry import fetch_teacher
+from components.runtime.registry import download_teacher
 from components.runtime.storage import download_object, is_remote
-from components.train.config import is_weights_file
+from components.train.config import is_weights_file, weights_file
 from dinov2_core.errors import InputError, TransientError
 
 TIMM = "timm:"
@@ -24,13 +24,15 @@ def download_weights(source: str, *, directory: Path, tracking_uri: str) -> Path
     Downloads stay in the directory, which all ranks must see; the same content is not kept twice.
 
     Args:
-        source: A path, s3://BUCKET/KEY, timm:NAME.TAG, or models:/NAME@ALIAS.
+        source: A path (see `weights_file`), s3://BUCKET/KEY, timm:NAME.TAG, or
+            models:/NAME@ALIAS.
         directory: Where downloads go.
         tracking_uri: Store or server that holds registered models.
 
     Raises:
-        InputError: There is no such file, object, network of timm or registered teacher.
-        TransientError: The service that has it does not answer.
+        InputError: There is no such file, network of timm or registered teacher.
+        AccessRefused: The service that has it refuses.
+        TransientError: The service does not answer.
     """
     if is_remote(source):
         return download_object(source, directory=directory)
@@ -38,11 +40,13 @@ def download_weights(source: str, *, directory: Path, tracking_uri: str) -> Path
         return _from_timm(source, directory=directory)
     if not is_weights_file(source):
         return _from_registry(source, directory=directory, tracking_uri=tracking_uri)
-    if not Path(source).is_file():
+    path = weights_file(source)
+    if not path.is_file():
         raise InputError(
-            f"weights {source} named by initial_weights do not exist; name an existing file"
+            f"weights {path} named by initial_weights do not exist; name an existing file, or a "
+            "folder with a model.safetensors"
         )
-    return Path(source)
+    return path
 
 
 def _from_timm(source: str, *, directory: Path) -> Path:
@@ -72,6 +76,6 @@ def _from_registry(source: str, *, directory: Path, tracking_uri: str) -> Path:
     """The weights of a registered teacher, named by their digest: an alias may move."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        files = fetch_teacher(source, tracking_uri=tracking_uri, directory=Path(scratch))
+        files = download_teacher(source, tracking_uri=tracking_uri, directory=Path(scratch))
         path = directory / f"{digest_of_file(files.weights)[:32]}.safetensors"
         return files.weights.replace(path)

@@ -23,7 +23,7 @@ from components.train.checkpoint_mirror import mirror_of
 from components.train.job import CHECKPOINTS, Job, Result, write_result
 from components.train.probe import knn_probe
 from dinov2_core.distributed.mesh import Ranks, process_group
-from dinov2_core.errors import NonFiniteLoss
+from dinov2_core.errors import ExitCode, NonFiniteLoss
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.teacher_monitor import TeacherMonitor
 
@@ -36,9 +36,8 @@ MEAN_ROWS = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; exit codes are 0 finished, 75 stopped by SIGTERM with a checkpoint, 2 user error."""
-    with worker_process(argv, kind=Job) as process:
-        process.end(is_finished=train(process.job, stop=process.stop))
-    return process.exit_code
+    with worker_process(argv, kind=Job) as (job, stop):
+        return ExitCode.DONE if train(job, stop=stop) else ExitCode.STOPPED
 
 
 def train(job: Job, *, stop: threading.Event) -> bool:
@@ -104,7 +103,7 @@ def _diagnosis_written(job: Job) -> Iterator[None]:
         yield
     except NonFiniteLoss as error:
         text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"  # type: ignore[call-overload]
-        write_text(job.place_of(job.diagnosis), text)
+        write_text(job.uri_of(job.diagnosis), text)
         raise
 
 
@@ -130,7 +129,7 @@ def _download_inputs(job: Job) -> None:
         download(job.starting_weights)
     if is_main_rank:
         for path in (job.metrics, job.health):
-            download_if_newer(job.place_of(path))
+            download_if_newer(job.uri_of(path))
 
 
 def _result(job: Job, *, run: TrainingRun, sha256: str) -> Result:

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from dinov2_core.data.decoding import UnreadableImage, open_image
 
+MAX_ASPECT = 16
+"""Longer over shorter side above which the ends, which the centre crop drops, are cut off first."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedImage:
@@ -100,6 +103,7 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
         Pixels [S, S, C], uint8.
     """
     size = preprocessing.size_pixels
+    image = _without_far_ends(image)
     width, height = image.size
     shorter = min(width, height)
     target = size if shorter <= size else preprocessing.resize_pixels
@@ -109,6 +113,16 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
     left, top = round((width - size) / 2), round((height - size) / 2)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return pixels.reshape(size, size, preprocessing.num_channels)
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """The middle of an image so long that resizing it whole would fill the memory."""
+    width, height = image.size
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def normalise(pixels: NDArray[np.uint8], *, preprocessing: Preprocessing) -> Tensor:

@@ -11,15 +11,17 @@ from dinov2_core.distributed.sharding import Sharding, shard_averaged, shard_tra
 from dinov2_core.training.parameter_groups import parameter_groups
 from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.training.training_state import start_moments
-from dinov2_core.vit.attention import Attention
-from dinov2_core.vit.attention_kernels import check_kernel, fastest_kernel
-from dinov2_core.vit.transformer import VisionTransformer
+from dinov2_core.vit.attention_kernels import choose_kernel, use_kernel
 
 ADAM_EPSILON = 1e-8
 
 
 def shard_student_teacher(model: StudentTeacher, *, ranks: Ranks) -> None:
-    """Split student and teacher over the ranks and run them as the settings say."""
+    """Split student and teacher over the ranks and run them as the settings say.
+
+    Raises:
+        SettingsError: The named attention kernel does not run on this device in this precision.
+    """
     execution = model.config.execution
     sharding = Sharding(
         precision=model.config.precision,
@@ -27,34 +29,19 @@ def shard_student_teacher(model: StudentTeacher, *, ranks: Ranks) -> None:
         compiles_blocks=execution.compiles_blocks,
     )
     student, teacher = model.student, model.teacher
-    for backbone in (student.backbone, teacher.backbone):
-        _choose_attention(backbone, config=model.config, device=ranks.device)
+    kernel = choose_kernel(
+        execution.attention_kernel,
+        device=ranks.device,
+        dtype=torch.bfloat16 if model.config.precision == "bf16" else torch.float32,
+    )
+    use_kernel(student.backbone, kernel)
+    use_kernel(teacher.backbone, kernel)
     shard_trained(
         student.children(), blocks=student.backbone.blocks, mesh=ranks.mesh, sharding=sharding
     )
     shard_averaged(
         teacher.children(), blocks=teacher.backbone.blocks, mesh=ranks.mesh, sharding=sharding
     )
-
-
-def _choose_attention(
-    backbone: VisionTransformer, *, config: TrainingConfig, device: torch.device
-) -> None:
-    """Let every block compute attention by the named kernel, or by the fastest there is.
-
-    Raises:
-        KernelUnavailable: The named one does not run on this device in this precision.
-    """
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    named = config.execution.attention_kernel
-    if named == "fastest":
-        kernel = fastest_kernel(device, dtype=dtype)
-    else:
-        kernel = named
-        check_kernel(kernel, device=device, dtype=dtype)
-    for module in backbone.modules():
-        if isinstance(module, Attention):
-            module.kernel = kernel
 
 
 def adamw(model: StudentTeacher, *, config: TrainingConfig) -> AdamW:

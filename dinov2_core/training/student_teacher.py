@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from dinov2_core.backbones import BackboneNetwork
 from dinov2_core.config.objectives import (
     Centering,
     Head,
@@ -28,7 +29,7 @@ from dinov2_core.losses.koleo import koleo_loss
 from dinov2_core.losses.prototypes import Assignments, assignment_health
 from dinov2_core.losses.sinkhorn import SinkhornTargets
 from dinov2_core.models import build_backbone, build_head
-from dinov2_core.vit.transformer import Features, VisionTransformer
+from dinov2_core.vit.transformer import Features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +76,7 @@ class BackboneWithHeads(nn.Module):
     """A backbone, the head of its cls token and that of its patches (None when shared)."""
 
     def __init__(
-        self, *, backbone: VisionTransformer, dino_head: DINOHead, ibot_head: DINOHead | None
+        self, *, backbone: BackboneNetwork, dino_head: DINOHead, ibot_head: DINOHead | None
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -150,7 +151,7 @@ class StudentTeacher(nn.Module):
         self.ibot_targets = _targets(config.centering, num_prototypes=ibot_head.num_prototypes)
         self.teacher.requires_grad_(False)
         self.teacher.eval()
-        if not self.student.backbone.cls_token.is_meta:
+        if not next(self.student.parameters()).is_meta:
             self.copy_student_to_teacher()
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ from components.curate.component import curate
 from components.evaluate.component import evaluate
 from components.register.component import register
 from components.train.component import finetune, pretrain
-from k8s.launchers import Processes, PyTorchJob, TrainJob
+from k8s.launchers import Processes, TrainJob
 from k8s.placement import Volume
 from pipelines.graph.placement import launcher_of, place, place_on_cluster
 from pipelines.spec.pipeline_spec import PipelineSpec
@@ -68,7 +68,7 @@ class _Places:
             )
 
     @property
-    def launcher(self) -> Processes | TrainJob | PyTorchJob:
+    def launcher(self) -> Processes | TrainJob:
         """What starts the ranks of a stage; here always processes."""
         return self.spec.placement.launcher if self.on_cluster else Processes()
 

@@ -24,6 +24,7 @@ from components.runtime.context import RunContext
 from components.runtime.image_sources import fixed_part
 from components.runtime.lease import leased
 from components.runtime.manifests import digest_of
+from components.runtime.mlflow_requests import check_reachable
 from components.runtime.processes import COMPUTING
 from components.runtime.storage import (
     delete,
@@ -34,8 +35,9 @@ from components.runtime.storage import (
     upload,
     write_text,
 )
-from components.runtime.tracking import TRACKING_ERRORS, Status, Tracker, check_reachable
+from components.runtime.tracking import Status, Tracker
 from components.runtime.uris import CACHE_VARIABLE, cache_directory
+from dinov2_core.errors import TrackingRefused, TrackingUnavailable
 from pipelines.graph.dinov2 import compile_pipeline
 from pipelines.local.display import read_progress
 from pipelines.spec.pipeline_spec import STAGES, PipelineSpec
@@ -81,7 +83,7 @@ def claimed_workdir(workdir: str) -> Iterator[None]:
     Raises:
         WorkdirError: It cannot be written to, or another run is at work in it.
         ValueError: Another machine is at work in the bucket's prefix.
-        StorageError: The store does not answer.
+        StoreRefused, StoreUnavailable: The store refuses, or does not answer.
     """
     advice = "choose another with --workdir"
     root = local_path(workdir)
@@ -166,7 +168,7 @@ def run_locally(
 
     Raises:
         WorkdirError: The work directory cannot be used.
-        TrackingUnreachable: The tracking server does not answer.
+        TrackingUnavailable, TrackingRefused: The tracking server does not answer.
         ValueError: No Docker engine answers, or it does not have the image.
     """
     workdir = workdir.rstrip("/") if is_remote(workdir) else str(Path(workdir).resolve())
@@ -186,7 +188,7 @@ def run_locally(
         delete(join_uri(workdir, RESULT))
         started = time.monotonic()
         ended = _execute(package, chosen, context, log=log, watch=watch, on_line=on_line)
-        with contextlib.suppress(*TRACKING_ERRORS):  # it may have died since
+        with contextlib.suppress(TrackingUnavailable, TrackingRefused):  # it may have died since
             tracker.end_parent(MLFLOW_STATUS[ended])
         upload(log, context.uri_of(log))
         _remember(context, status=ended)

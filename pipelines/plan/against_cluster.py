@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from k8s.cluster import Cluster, ClusterRefused, ClusterUnreachable
+from dinov2_core.errors import ClusterRefused, ClusterUnavailable
+from k8s.cluster import Cluster
 from k8s.deployed import CannotTell, Deployed
 from k8s.difference import difference
 from k8s.job_kind import JobKind
@@ -67,7 +68,7 @@ def compared_with_cluster(
 
     Raises:
         ClusterRefused: The API server does not take this account at all.
-        ClusterUnreachable: It does not answer.
+        ClusterUnavailable: It does not answer.
     """
     deployed = Deployed(cluster)
     found = []
@@ -105,7 +106,7 @@ def compare_or_say_why(spec: PipelineSpec, target: Target, *, manifests: Sequenc
     try:
         cluster = Cluster.connected(namespace)
         found = compared_with_cluster(spec, target, manifests=manifests, cluster=cluster)
-    except (ClusterRefused, ClusterUnreachable) as error:
+    except (ClusterRefused, ClusterUnavailable) as error:
         return f"objects on the cluster (namespace {namespace}): cannot tell: {error}"
     return cluster_report(found, namespace=namespace)
 

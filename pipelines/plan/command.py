@@ -74,14 +74,13 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _changes(args: argparse.Namespace, spec: PipelineSpec) -> str | None:
     """Write what would be deployed and tell how it differs; None where neither was asked for."""
+    from pipelines.plan.output_directory import read_plan, write_plan
     from pipelines.plan.render import (
         PIPELINE,
         built_manifests,
         deployed_on,
         differences,
-        read_files,
         render,
-        write_files,
     )
 
     if args.output is None and args.against is None:
@@ -100,7 +99,7 @@ def _changes(args: argparse.Namespace, spec: PipelineSpec) -> str | None:
         directory = Path(args.against) if args.against else args.output
         if args.against and not directory.is_dir():
             raise ValueError(f"--against {directory} is no directory; name an earlier plan's")
-        told = differences(read_files(directory), planned)
+        told = differences(read_plan(directory, needs_index=args.against is None), planned)
     if args.output is not None:
-        write_files(planned, args.output)
+        write_plan(planned, args.output)
     return told

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from k8s.difference import without_secrets
-from pipelines.cluster.submit import Target, compile_for, named
+from pipelines.cluster.submit import Target, compile_for, display_name_filter
 from pipelines.plan.jobs import PHASES, planned_job
 from pipelines.spec.pipeline_spec import PipelineSpec
 
@@ -83,20 +83,6 @@ def built_manifests(overlay: str) -> list[Object]:
     return [without_secrets(item) for item in yaml.safe_load_all(done.stdout) if item]
 
 
-def write_files(files: Mapping[str, str], directory: Path) -> None:
-    """Write the files, and remove those of an earlier plan that are no more."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for old in read_files(directory).keys() - files.keys():
-        (directory / old).unlink()
-    for name, text in files.items():
-        (directory / name).write_text(text, encoding="utf-8")
-
-
-def read_files(directory: Path) -> dict[str, str]:
-    """The files of an earlier plan; none where there is no such directory."""
-    return {path.name: path.read_text(encoding="utf-8") for path in directory.glob("*.yaml")}
-
-
 def differences(deployed: Mapping[str, str], planned: Mapping[str, str]) -> str:
     """Unified diff of every file, empty where nothing changes.
 
@@ -150,7 +136,7 @@ def deployed_on(client: kfp.Client, *, pipeline: str) -> dict[str, str]:
         pipeline: Name, such as `dinopipe-demo`.
     """
     namespace = client.get_user_namespace() or None
-    found = client.list_pipelines(namespace=namespace, filter=named(pipeline))
+    found = client.list_pipelines(namespace=namespace, filter=display_name_filter(pipeline))
     ids = [item.pipeline_id for item in found.pipelines or () if item.display_name == pipeline]
     if not ids:
         return {}

@@ -63,8 +63,7 @@ class Placement(PodPlacement):
 
     launcher: Launcher = Processes()
     """How the ranks of a training, or of curation's embedding, are started: as `processes` of the
-    stage's own pod, on pods of their own by a `trainjob` of Kubeflow Trainer v2, or by a
-    `pytorchjob` of the operator v1."""
+    stage's own pod, or on pods of their own by a `trainjob` of Kubeflow Trainer v2."""
     deadlines: Deadlines = Deadlines()
     """How long things may take."""
     retries: Retries = Retries()

@@ -26,7 +26,6 @@ from k8s.placement import (
     TrainingPods,
     Volume,
 )
-from k8s.pytorchjob import pytorchjob
 from k8s.training import Owner, Training
 from k8s.trainjob import trainjob
 
@@ -120,8 +119,6 @@ def manifests() -> dict[str, dict[str, Any]]:
         "trainjob_bare": trainjob(training(BARE), runtime=runtime),
         "trainjob_full": trainjob(training(FULL), runtime=runtime),
         "trainjob_embedding": trainjob(embedding(FULL), runtime=runtime),
-        "pytorchjob_bare": pytorchjob(training(BARE, num_nodes=1), max_restarts=3),
-        "pytorchjob_full": pytorchjob(training(FULL), max_restarts=3),
     }
 
 

@@ -23,14 +23,9 @@ from tests.k8s.schemas import schema_problems
 from tests.k8s.served_kinds import ADDRESS, SERVED, kind_at, kinds_of
 
 TOKEN = "the-service-account's-token"
-JOBS = re.compile(r"/apis/([^/]+)/([^/]+)/namespaces/([^/]+)/(trainjobs|pytorchjobs)(?:/([^/]+))?")
+JOBS = re.compile(r"/apis/([^/]+)/([^/]+)/namespaces/([^/]+)/(trainjobs)(?:/([^/]+))?")
 CORE = re.compile(r"/api/v1/namespaces/([^/]+)/(pods|events)(?:/([^/]+)/log)?")
-INSTALLED = {
-    ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
-    ("kubeflow.org", "v1", "pytorchjobs"),
-}
-KINDS = {"trainjobs": "TrainJob", "pytorchjobs": "PyTorchJob"}
-PYTORCH_KEYS = {"nprocPerNode", "runPolicy", "pytorchReplicaSpecs", "elasticPolicy"}
+INSTALLED = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
 
 Object = dict[str, Any]
 
@@ -114,7 +109,7 @@ class ApiServer:
                 raise Refused(403, "Forbidden", f'cannot {method} resource in "{self.namespace}"')
             found = JOBS.fullmatch(path)
             is_list = found is not None and found.group(5) is None and method == "GET"
-            if found is not None and found.group(1, 2, 4) in INSTALLED and not is_list:
+            if found is not None and found.group(1, 2, 4) == INSTALLED and not is_list:
                 return self._job(method, query, body, *found.group(3, 4, 5))
             core = CORE.fullmatch(path)
             if core is not None:
@@ -162,7 +157,7 @@ class ApiServer:
                 name=str(namespace), kind="namespaces",
             )  # fmt: skip
         if method == "POST":
-            return self._create(query, body, kind=KINDS[str(plural)])
+            return self._create(query, body)
         if name not in self.jobs:
             raise Refused(404, "NotFound", f'{plural} "{name}" not found', name=str(name))
         assert name is not None
@@ -177,9 +172,9 @@ class ApiServer:
         self.script[name] = deque([lambda _: None] * self.looks_until_gone)
         return self.jobs[name]
 
-    def _create(self, query: dict[str, str], body: Object, *, kind: str) -> Object:
+    def _create(self, query: dict[str, str], body: Object) -> Object:
         name = body["metadata"]["name"]
-        if body["kind"] != kind or body["metadata"]["namespace"] != self.namespace:
+        if body["kind"] != "TrainJob" or body["metadata"]["namespace"] != self.namespace:
             raise Refused(400, "BadRequest", "the object does not belong to the address")
         self._check(query, body)
         if name in self.jobs:
@@ -189,7 +184,7 @@ class ApiServer:
 
     def _check(self, query: dict[str, str], body: Object) -> None:
         known = {key: value for key, value in body.items() if key != "status"}
-        problems = schema_problems(known) if known["kind"] == "TrainJob" else _of_v1(known)
+        problems = schema_problems(known)
         if query.get("fieldValidation") != "Strict":  # as the real one: dropped, not refused
             problems = [problem for problem in problems if "unknown field" not in problem]
         if problems:
@@ -217,6 +212,10 @@ class ApiServer:
 
     def _of_core(self, query: dict[str, str], kind: str, pod: str | None) -> object:
         if pod is not None:
+            if "pods/log" in self.forbidden:
+                raise Refused(
+                    403, "Forbidden", 'pods/log is forbidden: cannot get resource "pods/log"'
+                )
             if pod not in self.logs:
                 raise Refused(400, "BadRequest", f'container in pod "{pod}" is waiting to start')
             return "".join(f"{line}\n" for line in self.logs[pod][-int(query["tailLines"]) :])
@@ -226,17 +225,6 @@ class ApiServer:
         else:
             found = [item for item in self.events if item["involvedObject"]["name"] == value]
         return {"kind": "List", "apiVersion": "v1", "items": found}
-
-
-def _of_v1(manifest: Object) -> list[str]:
-    """There are no official models of the operator v1: its pods are those of a Job."""
-    problems = [f"spec.{key}: unknown field" for key in manifest["spec"].keys() - PYTORCH_KEYS]
-    for replicas in manifest["spec"]["pytorchReplicaSpecs"].values():
-        template = deepcopy(replicas["template"])
-        template["spec"]["restartPolicy"] = replicas["restartPolicy"]
-        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}}
-        problems += schema_problems(job | {"spec": {"template": template}})
-    return problems
 
 
 def merged(old: Object, change: Object) -> Object:
@@ -258,6 +246,10 @@ def api_server() -> Iterator[ApiServer]:
     state = ApiServer()
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # head and body in one packet
+
         def answer(self) -> None:
             address = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(address.query).items()}
@@ -270,6 +262,7 @@ def api_server() -> Iterator[ApiServer]:
                 state.requests.append(("FAULT", address.path))
                 code, headers = state.faults.popleft()
                 if code == 0:
+                    self.close_connection = True
                     self.connection.close()
                     return
                 self.tell(code, {"kind": "Status", "message": "not now"}, headers)
@@ -288,6 +281,7 @@ def api_server() -> Iterator[ApiServer]:
             with suppress(ConnectionError):  # nobody waits for a slow answer any more
                 self.end_headers()
                 self.wfile.write(data)
+                self.wfile.flush()
 
         def log_message(self, *args: object) -> None:
             pass

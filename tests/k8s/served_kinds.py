@@ -33,7 +33,6 @@ SERVED: dict[str, dict[str, tuple[str, bool]]] = {
         "TrainJob": ("trainjobs", True),
         "TrainingRuntime": ("trainingruntimes", True),
     },
-    "kubeflow.org/v1": {"PyTorchJob": ("pytorchjobs", True)},
 }
 """By group and version, then kind: plural, and whether it lies in a namespace."""
 ADDRESS = re.compile(

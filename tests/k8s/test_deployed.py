@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from k8s.cluster import ClusterRefused
+from dinov2_core.errors import ClusterRefused
 from k8s.deployed import CannotTell, Deployed
 from k8s.trainjob import TRAIN_JOBS
 from tests.golden.manifests import read

@@ -13,7 +13,6 @@ import yaml
 
 from k8s.launchers import RUNTIME
 from k8s.placement import PodPlacement
-from k8s.pytorchjob import pytorchjob
 from k8s.rules import problems
 from k8s.trainjob import trainjob
 from tests.golden.manifests import FULL
@@ -128,16 +127,12 @@ def test_the_quota_and_the_queue_hold_the_same_gpus(installed: Installed) -> Non
     assert hard["requests.nvidia.com/gpu"] == quotas["nvidia.com/gpu"]
 
 
-@pytest.mark.parametrize("kind", ["trainjob", "pytorchjob"])
-def test_a_training_of_ours_fits_what_is_installed(kind: str, installed: Installed) -> None:
+def test_a_training_of_ours_fits_what_is_installed(installed: Installed) -> None:
     """Accounts, queue, runtime and pod security of what the launcher makes."""
     placement = PodPlacement(queue="dinopipe", priority_class="dinopipe-scheduled")
     training = a_training(FULL.model_copy(update={"placement": placement}))
-    if kind == "trainjob":
-        manifest = trainjob(training, runtime=RUNTIME)
-        assert schema_problems(manifest) == []
-    else:
-        manifest = pytorchjob(training, max_restarts=3)
+    manifest = trainjob(training, runtime=RUNTIME)
+    assert schema_problems(manifest) == []
     assert problems([*installed["prod-gpu"], manifest]) == []
 
 

@@ -39,15 +39,15 @@ def test_every_file_is_in_one_block(job: EmbeddingJob) -> None:
 
 
 def test_a_job_is_finished_when_all_blocks_are_there(job: EmbeddingJob) -> None:
-    assert job.how_far() == "after 0 of 3 blocks of images"
+    assert job.progress_description() == "after 0 of 3 blocks of images"
     for block in job.blocks():
         assert not job.is_finished()
         files = MemoryImages(names=["x"] * BLOCK_FILES, contents=[b""] * BLOCK_FILES)
         table = look(files, range(len(block.numbers)), embedder=PixelEmbedder())
         write_table(table, job.path_of(block))
-        upload(job.path_of(block), job.place_of(job.path_of(block)))
+        upload(job.path_of(block), job.uri_of(job.path_of(block)))
     assert job.is_finished()
-    assert job.how_far() == "after 3 of 3 blocks of images"
+    assert job.progress_description() == "after 3 of 3 blocks of images"
 
 
 def test_a_job_survives_its_file(job: EmbeddingJob) -> None:

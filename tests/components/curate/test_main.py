@@ -15,6 +15,7 @@ from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest
 from components.runtime.storage import download, exists
 from dinov2_core.data.shards import ShardReader
+from dinov2_core.errors import SettingsError
 from k8s.launchers import TrainJob, launch_of
 from k8s.placement import PodResources
 from tests.components.train.networks import two_machines
@@ -135,11 +136,11 @@ def test_ranks_that_cannot_be_started_are_refused_before_work(
         ValueError, match=r"curate\.embedding_topology\.num_nodes 2 needs a cluster launcher"
     ):
         main(given(num_nodes=2))
-    with pytest.raises(ValueError, match="num_replicas 2 has no effect"):
+    with pytest.raises(SettingsError, match="num_replicas 2 has no effect"):
         main(given(num_nodes=2, num_replicas=2))
     resources = PodResources(cpu="2", memory="4Gi", num_gpus=1)
     launch = launch_of(TrainJob(), pods=BARE.model_copy(update={"resources": resources}))
-    with pytest.raises(ValueError, match="processes_per_node 2 is more than the 1 GPUs of each"):
+    with pytest.raises(SettingsError, match="processes_per_node 2 is more than the 1 GPUs of each"):
         main([*given(processes_per_node=2), "--launcher", launch.model_dump_json()])
     assert not (context.root / "stages").exists()
 

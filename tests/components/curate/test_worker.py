@@ -15,13 +15,12 @@ import psutil
 import pytest
 
 from components.curate.job import EmbeddingJob
-from components.ranks.exit_status import Preempted
-from components.ranks.job import WRONG_INPUT, first_failure
+from components.ranks.job import first_failure
 from components.ranks.local_launcher import run_ranks
 from components.runtime.processes import exclusive_directory
 from components.runtime.progress import Progress
-from components.runtime.stage import StageFailed
 from dinov2_core.curation.looking import BLOCK_FILES
+from dinov2_core.errors import ExitCode, StageFailed, Stopped
 
 JobOn = Callable[..., EmbeddingJob]
 
@@ -89,7 +88,7 @@ def test_stopped_ranks_finish_their_block(job_on: JobOn) -> None:
     job = job_on(16 * BLOCK_FILES, num_ranks=1)
     with (
         once_a_block_is_there(job, lambda: os.kill(os.getpid(), signal.SIGTERM)),
-        pytest.raises(Preempted, match=r"^stopped after \d+ of 16 blocks of images; start again"),
+        pytest.raises(Stopped, match=r"^stopped after \d+ of 16 blocks of images; start again"),
     ):
         run(job)
     assert 0 < len(job.finished_blocks()) < 16
@@ -102,8 +101,11 @@ def test_a_pile_that_changed_is_told(job_on: JobOn) -> None:
     job.write()
     rank = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
     command = [sys.executable, "-m", job.worker, job.uri]
-    assert subprocess.run(command, env=os.environ | rank, check=False).returncode == WRONG_INPUT
+    assert (
+        subprocess.run(command, env=os.environ | rank, check=False).returncode
+        == ExitCode.USER_ERROR
+    )
     failure = first_failure(job.directory)
     assert failure is not None
-    assert failure.can_be_fixed
+    assert failure.is_user_error
     assert "pile.parquet holds 3 files here, and held 4" in failure.message

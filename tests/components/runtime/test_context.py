@@ -23,7 +23,7 @@ def test_a_stage_has_a_directory_of_its_own() -> None:
 def test_a_work_directory_in_a_store_has_a_mirror_image_here(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("DINOPIPE_SPOOL", str(tmp_path))
+    monkeypatch.setenv("DINOPIPE_CACHE", str(tmp_path))
     context = RunContext(workdir="s3://pile/run", run_id="r", run_name="n")
     assert context.root == tmp_path / "pile" / "run"
     assert context.uri_of(context.progress_directory) == "s3://pile/run/progress/r"

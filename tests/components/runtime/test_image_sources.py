@@ -10,7 +10,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from components.runtime.image_sources import open_source
-from components.runtime.storage import ObjectUnreadable, StorageError
+from dinov2_core.errors import InputError, ObjectUnreadable, StoreRefused
 
 
 def test_a_folder_is_read_in_order_without_hidden_files(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_table_is_known_by_its_content_and_may_hold_structs(tmp_path: Path) ->
 def test_a_table_of_paths_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     parquet.write_table(pa.table({"image": ["1.png"]}), path)
-    with pytest.raises(StorageError, match="of type string; it must hold the bytes"):
+    with pytest.raises(InputError, match="of type string; it must hold the bytes"):
         open_source(str(path))
 
 
@@ -77,12 +77,12 @@ def test_rows_of_a_table_are_images(tmp_path: Path) -> None:
 def test_a_table_without_images_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     parquet.write_table(pa.table({"picture": [b"one"]}), path)
-    with pytest.raises(StorageError, match="columns picture; a column `image`"):
+    with pytest.raises(InputError, match="columns picture; a column `image`"):
         open_source(str(path))
 
 
 def test_a_missing_folder_says_where_to_change_it() -> None:
-    with pytest.raises(StorageError, match="does not exist; name an existing folder"):
+    with pytest.raises(InputError, match="does not exist; name an existing folder"):
         open_source("/no/such/folder").objects()
 
 
@@ -111,7 +111,7 @@ def test_an_object_may_have_any_name_and_be_gone(s3: str) -> None:
 
 
 def test_a_missing_bucket_is_named(s3: str) -> None:
-    with pytest.raises(StorageError, match="NoSuchBucket for s3://nowhere/"):
+    with pytest.raises(StoreRefused, match="NoSuchBucket for s3://nowhere/"):
         open_source("s3://nowhere/x").objects()
 
 
@@ -123,6 +123,6 @@ def test_missing_credentials_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(
-        StorageError, match="no S3 credentials for s3://pile/.*set AWS_ACCESS_KEY_ID"
+        StoreRefused, match="no S3 credentials for s3://pile/.*set AWS_ACCESS_KEY_ID"
     ):
         open_source("s3://pile/x").objects()

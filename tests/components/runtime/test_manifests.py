@@ -10,6 +10,7 @@ from components.runtime.manifests import (
     digest_of_file,
     write_atomically,
 )
+from dinov2_core.errors import InputError
 
 
 def dataset(**changes: object) -> DatasetManifest:
@@ -32,10 +33,10 @@ def test_counts_add_up() -> None:
 
 
 def test_a_missing_or_foreign_file_is_explained(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not exist; run the stage"):
+    with pytest.raises(InputError, match="does not exist; run the stage"):
         DatasetManifest.read(tmp_path / "none.json")
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match="is not a DatasetManifest"):
+    with pytest.raises(InputError, match="is not a DatasetManifest"):
         DatasetManifest.read(tmp_path / "other.json")
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import boto3
 import pytest
 
-from components.ranks.job import PREEMPTED
 from components.runtime import s3 as door
 from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest, digest_of_file
@@ -25,6 +24,7 @@ from components.train.checkpoint_mirror import StoredCheckpoints, mirror_of
 from components.train.config import Topology, TrainStage
 from components.train.job import Job, read_result
 from dinov2_core.distributed.checkpoint import MARKER
+from dinov2_core.errors import ExitCode
 from tests.s3_server import BadLine
 
 HOME = "s3://pile/run/stages/pretrain/0/checkpoints"
@@ -179,7 +179,7 @@ def test_a_training_that_is_told_to_stop_brings_its_checkpoint_to_the_bucket_fir
         assert time.monotonic() < deadline
         time.sleep(0.05)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(timeout=100) == PREEMPTED
+    assert worker.wait(timeout=100) == ExitCode.STOPPED
     result = read_result(job)
     assert result is not None
     assert not result.is_finished
@@ -199,7 +199,7 @@ def start_nodes(job: Job, folder: Path) -> list[subprocess.Popen[bytes]]:
     return [
         subprocess.Popen(
             command,
-            env=os.environ | shared | {"RANK": str(n), "DINOPIPE_SPOOL": str(folder / f"node{n}")},
+            env=os.environ | shared | {"RANK": str(n), "DINOPIPE_CACHE": str(folder / f"node{n}")},
         )
         for n in range(2)
     ]

@@ -16,18 +16,16 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from components.ranks.job import PREEMPTED
 from components.runtime.context import RunContext
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.metric_rows import MetricRow, last_rows
 from components.runtime.progress import Progress
-from components.runtime.stage import StageFailed
 from components.runtime.storage import read_text, write_text
 from components.train.config import Probe, Topology, TrainStage
 from components.train.job import MARKER
 from components.train.launch import main, starting_weights
 from dinov2_core.config.training import HighResolution
-from dinov2_core.errors import InputError, SettingsError
+from dinov2_core.errors import ExitCode, InputError, SettingsError, StageFailed
 from tests.components.train.conftest import flags_of, new_context
 
 Flags = Callable[[TrainStage, DatasetManifest], list[str]]
@@ -122,7 +120,7 @@ def disturbed(
 @pytest.mark.timeout(900)
 def test_a_killed_and_a_stopped_run_go_on_without_a_gap(disturbed: Disturbed) -> None:
     assert disturbed.code_after_kill == 1
-    assert disturbed.code_after_stop == PREEMPTED
+    assert disturbed.code_after_stop == ExitCode.STOPPED
     assert disturbed.has_stopped
     assert disturbed.last_code == 0
     assert logged_steps(disturbed.context, "pretrain") == Counter(range(60))

@@ -95,9 +95,7 @@ def test_an_exported_teacher_holds_the_gathered_weights(
 
     module = Flat()
     path = outputs[2]["checkpoints"] / "teacher.safetensors"
-    report = load_weights(
-        module, load_file(path), source=str(path), resample=lambda positions, _side: positions
-    )
+    report = load_weights(module, load_file(path), source=str(path))
     assert set(report.loaded) == set(teacher)
     assert {name.partition(".")[0] for name in teacher} == {"backbone", "dino_head", "ibot_head"}
     for name, weight in teacher.items():

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from k8s.launchers import ClusterLaunch, read_launch
+from k8s.launchers import TrainJobLaunch, read_launch
 from k8s.placement import Volume
 from pipelines.graph.dinov2 import compile_pipeline
 from pipelines.spec.pipeline_spec import load_spec
@@ -150,11 +150,8 @@ def test_waits_do_not_grow_by_fractions(tmp_path: Path) -> None:
         executors(tmp_path, "\nplacement:\n  retries: {factor: 1.5}\n")
 
 
-@pytest.mark.parametrize("launcher", ["trainjob", "pytorchjob"])
-def test_a_step_that_follows_a_training_is_small_and_knows_its_pod(
-    launcher: str, tmp_path: Path
-) -> None:
-    tasks, containers, pods = placed(tmp_path, launcher)
+def test_a_step_that_follows_a_training_is_small_and_knows_its_pod(tmp_path: Path) -> None:
+    tasks, containers, pods = placed(tmp_path, "trainjob")
     for stage in ("pretrain", "finetune"):
         assert "accelerator" not in containers[stage]["resources"]
         assert containers[stage]["resources"]["resourceMemoryLimit"] == "2Gi"
@@ -168,8 +165,7 @@ def test_a_step_that_follows_a_training_is_small_and_knows_its_pod(
     launch = read_launch(
         tasks["pretrain"]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
     )
-    assert isinstance(launch, ClusterLaunch)
-    assert launch.kind == launcher
+    assert isinstance(launch, TrainJobLaunch)
     assert launch.pods.resources.num_gpus == 8
     assert launch.pods.deadline_seconds == 3600
     assert launch.pods.placement.queue == "research"
@@ -182,11 +178,10 @@ def test_a_step_that_follows_a_training_is_small_and_knows_its_pod(
 NETWORK = {"kind": "timm", "name": "vit_small_patch14_dinov2.lvd142m"}
 
 
-@pytest.mark.parametrize("launcher", ["trainjob", "pytorchjob"])
-def test_an_embedding_has_its_gpus_on_pods_of_its_own(launcher: str, tmp_path: Path) -> None:
+def test_an_embedding_has_its_gpus_on_pods_of_its_own(tmp_path: Path) -> None:
     topology = {"num_nodes": 2, "processes_per_node": 4}
     tasks, containers, pods = placed(
-        tmp_path, launcher, embedding=NETWORK, embedding_topology=topology
+        tmp_path, "trainjob", embedding=NETWORK, embedding_topology=topology
     )
     resources = containers["curate"]["resources"]
     assert "accelerator" not in resources
@@ -198,7 +193,7 @@ def test_an_embedding_has_its_gpus_on_pods_of_its_own(launcher: str, tmp_path: P
     launch = read_launch(
         tasks["curate"]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
     )
-    assert isinstance(launch, ClusterLaunch)
+    assert isinstance(launch, TrainJobLaunch)
     asked = launch.pods.resources
     assert (asked.cpu, asked.memory, asked.num_gpus) == ("8", "32Gi", 4)
 
@@ -232,8 +227,14 @@ def test_an_embedding_in_the_stage_s_own_pod_has_its_gpus_there(
         ("{queue: Q}", "placement.queue: 'Q' is not a DNS label"),
         ("{tolerations: [{operator: Bogus}]}", "placement.tolerations.0.operator"),
         (
-            "{queue: q, launcher: {kind: pytorchjob, on_stop: suspend}}",
+            "{queue: q, launcher: {kind: trainjob, on_stop: suspend}}",
             "on_stop suspend does not last in queue q",
+        ),
+        (
+            "{launcher: {kind: pytorchjob, max_restarts: 3}}",
+            "placement.launcher: kind pytorchjob is no longer supported, because Kubeflow's "
+            "training operator v1 is deprecated; install Kubeflow Trainer v2 and set kind to "
+            "trainjob",
         ),
     ],
 )

@@ -12,9 +12,7 @@ from pipelines.plan.render import (
     built_manifests,
     deployed_on,
     differences,
-    read_files,
     render,
-    write_files,
 )
 from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
 from tests.pipelines.kfp_server import KfpServer
@@ -68,12 +66,6 @@ def test_new_and_missing_files_are_told(tmp_path: Path) -> None:
         "new.yaml is new, 2 lines",
         "old.yaml is not there any more, 1 lines",
     ]
-
-
-def test_files_of_an_earlier_plan_make_way(tmp_path: Path) -> None:
-    write_files({"a.yaml": "a: 1\n", "b.yaml": "b: 1\n"}, tmp_path / "plan")
-    write_files({"a.yaml": "a: 2\n"}, tmp_path / "plan")
-    assert read_files(tmp_path / "plan") == {"a.yaml": "a: 2\n"}
 
 
 def test_manifests_of_an_overlay_are_rendered_as_well(spec: PipelineSpec, kubectl: Path) -> None:

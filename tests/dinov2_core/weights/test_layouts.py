@@ -1,4 +1,4 @@
-"""starting_weights: the same teacher comes out, however it was saved."""
+"""layouts: the same teacher comes out, however it was saved."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from dinov2_core.errors import InputError
 from dinov2_core.heads import DINOHead
 from dinov2_core.weights.huggingface_layout import to_huggingface
+from dinov2_core.weights.layouts import StartingWeights, with_own_names
 from dinov2_core.weights.reading import StateDict
-from dinov2_core.weights.starting_weights import StartingWeights, recognised
 from dinov2_core.weights.timm_layout import to_timm
 from tests.dinov2_core.weights.networks import network, weights_of
 
@@ -20,7 +21,7 @@ BACKBONE = weights_of(network("mlp", 0))
 
 
 def found(tensors: Weights) -> StartingWeights:
-    return recognised(StateDict(source="here", tensors=tensors, left_out=("optimizer",)))
+    return with_own_names(StateDict(source="here", tensors=tensors, left_out=("optimizer",)))
 
 
 def prefixed(prefix: str, tensors: Weights) -> Weights:
@@ -59,6 +60,16 @@ TEACHER = prefixed("backbone.", BACKBONE) | HEADS
             "reference",
         ),
         (to_huggingface(BACKBONE), prefixed("backbone.", BACKBONE), "huggingface"),
+        (
+            prefixed("dinov2.", to_huggingface(BACKBONE)),
+            prefixed("backbone.", BACKBONE),
+            "huggingface",
+        ),
+        (
+            prefixed("backbone.", to_huggingface(BACKBONE)),
+            prefixed("backbone.", BACKBONE),
+            "huggingface",
+        ),
     ],
 )
 def test_the_same_weights_come_out(tensors: Weights, expected: Weights, layout: str) -> None:
@@ -75,6 +86,14 @@ def test_a_network_of_timm_lacks_only_the_mask_token() -> None:
     weights = found(to_timm(BACKBONE))
     assert weights.layout == "timm"
     assert set(BACKBONE) - set(weights.backbone) == {"mask_token"}
+    assert weights.absent == ("backbone.mask_token",)
+
+
+def test_a_classifier_of_hugging_face_is_left_out() -> None:
+    classifier = {"classifier.weight": torch.ones(2, 48), "classifier.bias": torch.ones(2)}
+    weights = found(prefixed("dinov2_with_registers.", to_huggingface(BACKBONE)) | classifier)
+    assert weights.backbone.keys() == BACKBONE.keys()
+    assert weights.left_out == ("optimizer", "classifier.weight", "classifier.bias")
 
 
 def test_the_student_and_the_centres_are_left_out() -> None:
@@ -100,5 +119,5 @@ def test_prototypes_of_the_newer_weight_normalisation_are_renamed() -> None:
 
 
 def test_a_weight_that_is_there_twice_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"here holds norm\.bias more than once"):
+    with pytest.raises(InputError, match=r"here holds norm\.bias more than once"):
         found(BACKBONE | {"module.norm.bias": torch.ones(24)})

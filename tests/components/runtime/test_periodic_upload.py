@@ -1,4 +1,4 @@
-"""copying: what grows here is seen there, and nobody waits for it."""
+"""periodic_upload: what grows here is copied to the store, and no work waits for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.runtime.copying import Copier
+from components.runtime.periodic_upload import PeriodicUpload
 from components.runtime.storage import list_names, local_path, read_text
 
 HOME = "s3://pile/stages/pretrain/0"
@@ -15,8 +15,8 @@ HOME = "s3://pile/stages/pretrain/0"
 
 def test_files_are_copied_while_they_grow_and_at_the_end(s3: str) -> None:
     root = local_path(HOME)
-    places = {root / "metrics.jsonl": f"{HOME}/metrics.jsonl", root / "health": f"{HOME}/health"}
-    with Copier(places, interval_seconds=0.05):
+    targets = {root / "metrics.jsonl": f"{HOME}/metrics.jsonl", root / "health": f"{HOME}/health"}
+    with PeriodicUpload(targets, interval_seconds=0.05):
         (root / "health").mkdir(parents=True)
         (root / "metrics.jsonl").write_text("1\n")
         deadline = time.monotonic() + 20
@@ -29,7 +29,7 @@ def test_files_are_copied_while_they_grow_and_at_the_end(s3: str) -> None:
     assert list_names(HOME) == ["health/health.html", "metrics.jsonl"]
 
 
-def test_a_dead_store_stops_nobody(
+def test_a_dead_store_stops_no_work(
     s3: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = local_path(f"{HOME}/metrics.jsonl")
@@ -37,13 +37,13 @@ def test_a_dead_store_stops_nobody(
     path.write_text("1")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "")
-    with Copier({path: f"{HOME}/metrics.jsonl"}):
+    with PeriodicUpload({path: f"{HOME}/metrics.jsonl"}):
         pass
     assert "not copied to the store: " in caplog.text
 
 
-def test_places_that_are_paths_are_left_alone(tmp_path: Path) -> None:
+def test_targets_that_are_paths_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
-    with Copier({tmp_path / "a": str(tmp_path / "a")}, interval_seconds=0.01):
+    with PeriodicUpload({tmp_path / "a": str(tmp_path / "a")}, interval_seconds=0.01):
         time.sleep(0.05)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]

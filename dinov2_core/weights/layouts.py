@@ -9,9 +9,14 @@ from typing import Literal
 
 from torch import Tensor
 
-from dinov2_core.weights.huggingface_layout import from_huggingface, is_huggingface
+from dinov2_core.errors import InputError
+from dinov2_core.weights.huggingface_layout import (
+    from_huggingface,
+    huggingface_prefix,
+    is_huggingface,
+)
 from dinov2_core.weights.reading import StateDict
-from dinov2_core.weights.timm_layout import from_timm
+from dinov2_core.weights.timm_layout import from_timm, is_timm
 
 Layout = Literal["reference", "timm", "huggingface"]
 
@@ -19,7 +24,7 @@ BACKBONE = "backbone."
 HEADS = ("dino_head.", "ibot_head.")
 TEACHER = "teacher."
 OTHER_STATE = ("student.", "dino_loss.", "ibot_patch_loss.", "dino_targets.", "ibot_targets.")
-"""What a training program's file holds beside its teacher."""
+"""Prefixes of what a training program's file holds beside its teacher."""
 WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:module|_orig_mod)\.")
 CHUNKED_BLOCK = re.compile(r"^blocks\.\d+\.(\d+\.)")
 PROTOTYPE_NAMES = {
@@ -39,7 +44,7 @@ class StartingWeights:
     weights: dict[str, Tensor]
     """`backbone.*`, `dino_head.*`, `ibot_head.*`; what is not known keeps its name."""
     left_out: tuple[str, ...]
-    """Names of the file that belong to no teacher: student, optimizer, centres."""
+    """Names of the file that belong to no teacher: student, optimizer, centres, classifier."""
 
     @property
     def backbone(self) -> dict[str, Tensor]:
@@ -50,45 +55,50 @@ class StartingWeights:
             if name.startswith(BACKBONE)
         }
 
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Names that other programs do not have and training starts at 0: the mask token."""
+        return () if self.layout == "reference" else (f"{BACKBONE}mask_token",)
+
     def has_head(self, head: str) -> bool:
         """Whether any weight of a head, such as `dino_head`, is there."""
         return any(name.startswith(f"{head}.") for name in self.weights)
 
 
-def recognised(state: StateDict) -> StartingWeights:
+def with_own_names(state: StateDict) -> StartingWeights:
     """Give weights this project's names.
 
-    Takes the releases and checkpoints of the reference implementation (arXiv:2304.07193), with
+    Accepts the releases and checkpoints of the reference implementation (arXiv:2304.07193), with
     flat or chunked blocks and wrapped by whatever trained them; files of this project; and the
-    networks of timm and of Hugging Face.
+    networks of timm and of Hugging Face, the latter with a classifier or without.
 
     Raises:
-        ValueError: Two names of the file stand for the same weight.
+        InputError: Two names of the file stand for the same weight.
     """
     tensors, left_out = _of_teacher(_renamed(state.tensors, _unwrapped, source=state.source))
-    others = {k: v for k, v in tensors.items() if not k.startswith((BACKBONE, *HEADS))}
-    has_prefix = any(name.startswith(BACKBONE) for name in tensors)
     heads = {k: v for k, v in tensors.items() if k.startswith(HEADS)}
-    bare = (
-        {k.removeprefix(BACKBONE): v for k, v in tensors.items() if k.startswith(BACKBONE)}
-        if has_prefix
-        else others
-    )
-    layout = _layout(bare, has_heads=bool(heads))
-    match layout:
-        case "huggingface":
-            bare = from_huggingface(bare)
-        case "timm":
-            bare = from_timm(bare)
-        case "reference":
-            bare = _renamed(bare, _flat_block, source=state.source)
+    rest = {k: v for k, v in tensors.items() if k not in heads}
+    prefix = huggingface_prefix(rest)
+    if not prefix and any(name.startswith(BACKBONE) for name in rest):
+        prefix = BACKBONE
+    bare = {k.removeprefix(prefix): v for k, v in rest.items() if k.startswith(prefix)}
+    others = {k: v for k, v in rest.items() if not k.startswith(prefix)}
+    if prefix != BACKBONE:  # what a classifier or a segmentation head has besides
+        left_out, others = (*left_out, *others), {}
+    layout: Layout = "reference"
+    if is_huggingface(bare):
+        layout, bare = "huggingface", from_huggingface(bare)
+    elif is_timm(bare) and not heads:
+        layout, bare = "timm", from_timm(bare)
+    else:
+        bare = _renamed(bare, _flat_block, source=state.source)
     return StartingWeights(
         source=state.source,
         layout=layout,
         weights={
             **{BACKBONE + name: tensor for name, tensor in bare.items()},
             **_renamed(heads, _plain_prototypes, source=state.source),
-            **(others if has_prefix else {}),
+            **others,
         },
         left_out=(*state.left_out, *left_out),
     )
@@ -100,14 +110,6 @@ def _of_teacher(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], tuple[st
         return tensors, ()
     left_out = tuple(name for name in tensors if name.startswith(OTHER_STATE))
     return {k.removeprefix(TEACHER): v for k, v in tensors.items() if k not in left_out}, left_out
-
-
-def _layout(bare: Mapping[str, Tensor], *, has_heads: bool) -> Layout:
-    """Whose names a bare backbone has; timm's differ from the reference's by few."""
-    if is_huggingface(bare):
-        return "huggingface"
-    lacks_mask_token = "pos_embed" in bare and "mask_token" not in bare
-    return "timm" if lacks_mask_token and not has_heads else "reference"
 
 
 def _unwrapped(name: str) -> str:
@@ -130,5 +132,5 @@ def _renamed(
     if len(named) < len(tensors):
         names = [rename(name) for name in tensors]
         twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{source} holds {', '.join(twice)} more than once; save one network only")
+        raise InputError(f"{source} holds {', '.join(twice)} more than once; save one network only")
     return named
