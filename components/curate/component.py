@@ -14,7 +14,7 @@ def curate(
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
-    """Turn a pile of images into a curated data set: no copies, no leaks, no broken files.
+    """Turn source images into a curated data set: no copies, no leaks, no broken files.
 
     Args:
         config: Settings of the stage as JSON.

@@ -103,18 +103,18 @@ class Manifest(Frozen):
 
 
 class AuditReport(Frozen):
-    """How much of what was planted into the pile the curation found."""
+    """How many of the synthetic defects curation found; shares in [0, 1]."""
 
     exact_recall: float
-    """Share of planted byte-identical copies removed, in [0, 1]."""
+    """Share of byte-identical copies that were removed."""
     near_recall: float
-    """Share of planted changed copies removed, in [0, 1]."""
+    """Share of changed copies that were removed."""
     leak_recall: float
-    """Share of planted evaluation images removed, in [0, 1]."""
+    """Share of evaluation images that were removed."""
     corrupt_recall: float
-    """Share of planted defective files set aside, in [0, 1]."""
+    """Share of defective files that were removed."""
     distinct_lost: float
-    """Share of the distinct images of which no copy was kept, in [0, 1]."""
+    """Share of the distinct images of which no copy was kept."""
 
 
 class DatasetManifest(Manifest):
@@ -122,13 +122,13 @@ class DatasetManifest(Manifest):
 
     kind: Literal["dataset"] = "dataset"
     num_images: int = Field(ge=0)
-    """Images found in the pile."""
+    """Files that were scanned."""
     num_kept: int = Field(ge=0)
     """Images kept, all of them in the shards."""
     reasons: dict[str, int]
-    """Number of images set aside, by reason."""
+    """Number of files dropped, by reason."""
     table_uri: str
-    """Parquet file with one row per image of the pile."""
+    """Parquet file with one row per scanned file."""
     shards_uri: str
     """Directory of the shards and of their index."""
     num_shards: int = Field(ge=0)
@@ -136,10 +136,10 @@ class DatasetManifest(Manifest):
     size_bytes: int = Field(ge=0)
     """Bytes of all shards."""
     audit: AuditReport | None = None
-    """Present if defects were planted."""
+    """Null without synthetic defects."""
 
     def counts_add_up(self) -> bool:
-        """Whether every image is either kept or set aside for one reason."""
+        """Whether every file is either kept or dropped for one reason."""
         return self.num_images == self.num_kept + sum(self.reasons.values())
 
 

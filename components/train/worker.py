@@ -19,11 +19,12 @@ from components.runtime.manifests import write_atomically
 from components.runtime.metric_rows import last_rows
 from components.runtime.progress import Reporter
 from components.runtime.storage import download, download_if_newer, local_path, upload, write_text
-from components.train.checkpoint_mirror import mirror_of
 from components.train.job import CHECKPOINTS, Job, Result, write_result
 from components.train.probe import knn_probe
+from components.train.remote_checkpoints import remote_checkpoints_of
 from dinov2_core.distributed.mesh import Ranks, process_group
 from dinov2_core.errors import ExitCode, NonFiniteLoss
+from dinov2_core.training.guard_state import Diagnosis
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.teacher_monitor import TeacherMonitor
 
@@ -55,7 +56,7 @@ def train(job: Job, *, stop: threading.Event) -> bool:
             job.stage.learning,
             ranks=ranks,
             checkpoints=job.checkpoints,
-            mirror=mirror_of(job),
+            remote=remote_checkpoints_of(job),
             starting_weights=local_path(job.starting_weights) if job.starting_weights else None,
         )
         _write_weights_report(job, run=run, ranks=ranks)
@@ -102,7 +103,8 @@ def _diagnosis_written(job: Job) -> Iterator[None]:
     try:
         yield
     except NonFiniteLoss as error:
-        text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"  # type: ignore[call-overload]
+        assert isinstance(error.diagnosis, Diagnosis), error.diagnosis
+        text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"
         write_text(job.uri_of(job.diagnosis), text)
         raise
 

@@ -27,7 +27,7 @@ from dinov2_core.evaluation.preprocessing import (
     normalise,
     resize_and_crop,
 )
-from dinov2_core.training.guard_state import collapse_signs
+from dinov2_core.training.guard_state import collapse_warnings
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.step_report import StepReport
 
@@ -150,7 +150,7 @@ class TeacherMonitor:
         indicators = dict(measured)
         if not report.guards.is_skipped:
             indicators |= {name: losses[name] for name in ("teacher_entropy", "prototype_usage")}
-        warnings = collapse_signs(
+        warnings = collapse_warnings(
             watch,
             step=report.step,
             num_prototypes=self._config.dino.head.num_prototypes,

@@ -61,7 +61,7 @@ class PipelineSpec(Frozen):
     image: str = Field("dinopipe:0.1.0", min_length=1)
     """Container image of all stages; on a cluster by digest (name@sha256:...)."""
     images: Images
-    """The pile of unlabelled images."""
+    """The unlabelled source images."""
     evaluation_sets: tuple[EvaluationSet, ...] = ()
     """Labelled sets that the features are measured on."""
     curate: CurateSettings = CurateSettings()
@@ -90,12 +90,11 @@ class PipelineSpec(Frozen):
         problems = [*self._finetune_problems(), *self._registry_problems()]
         problems += self._placement_problems()
         problems += _secret_problems(self.model_dump(mode="json"))
-        planted = self.images.planted
-        if planted is not None and planted.leaks and not self.evaluation_sets:
-            message = "cannot be planted without evaluation_sets; set it to 0 or name a set"
-            problems.append(
-                Problem(path="images.planted.leaks", value=planted.leaks, message=message)
-            )
+        defects = self.images.synthetic_defects
+        if defects is not None and defects.leaks and not self.evaluation_sets:
+            message = "cannot be made without evaluation_sets; set it to 0 or name a set"
+            path = "images.synthetic_defects.leaks"
+            problems.append(Problem(path=path, value=defects.leaks, message=message))
         names = [item.name for item in self.evaluation_sets]
         problems += [
             Problem(

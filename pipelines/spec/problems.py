@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -48,7 +48,8 @@ def problems_of(error: ValidationError, *, model: type[BaseModel], values: objec
     for detail in error.errors(include_url=False):
         inner = detail.get("ctx", {}).get("error")
         if isinstance(inner, SpecError):
-            found.update({problem.path: problem for problem in inner.problems})
+            written = [_as_written(problem, values) for problem in inner.problems]
+            found.update({problem.path: problem for problem in written})
             continue
         path = _path_within(detail["loc"], values)
         problem = Problem(
@@ -60,6 +61,15 @@ def problems_of(error: ValidationError, *, model: type[BaseModel], values: objec
             continue
         found[problem.path] = problem
     return list(found.values())
+
+
+def _as_written(problem: Problem, values: object) -> Problem:
+    """The problem of a check across sections, under the old name of a key if the file has that."""
+    images = values.get("images") if isinstance(values, dict) else None
+    if not isinstance(images, dict) or "planted" not in images:
+        return problem
+    path = problem.path.replace("images.synthetic_defects", "images.planted")
+    return replace(problem, path=path)
 
 
 def _path_within(loc: Sequence[int | str], values: object) -> list[str]:

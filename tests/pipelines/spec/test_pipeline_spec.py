@@ -90,7 +90,19 @@ def test_a_remote_prefix_stays_as_it_is(tmp_path: Path) -> None:
             {"registry__gate__metric": "x/knn_top1"},
             "registry.gate.metric: 'x/knn_top1' is not measured; choose one of fashion_mnist/knn_top1",
         ),
-        ({"evaluation_sets": []}, "images.planted.leaks"),
+        ({"evaluation_sets": []}, "images.synthetic_defects.leaks"),
+        (
+            {"evaluation_sets": [], "images": {"uri": "a", "planted": {"leaks": 3}}},
+            "images.planted.leaks: 3 cannot be made without evaluation_sets",
+        ),
+        (
+            {"images": {"uri": "a", "planted": {"leaks": -3}}},
+            "images.planted.leaks: -3 is wrong: input should be greater than or equal to 0",
+        ),
+        (
+            {"curate__verification": {"kind": "registration", "near_threshold": 2.0}},
+            "curate.verification.near_threshold: 2.0 is wrong",
+        ),
         (
             {"tracking": {"uri": "http://me:secret@host:5000"}},
             "holds a password or token; take it out and set MLFLOW_TRACKING_USERNAME",

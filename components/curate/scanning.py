@@ -1,4 +1,4 @@
-"""What is seen of the images: looked at in the stage's own process, or by ranks."""
+"""Scans all images, in the stage's own process or on ranks."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import pyarrow as pa
 from components.curate.config import CurateSettings
 from components.curate.embedder import embedder_of
 from components.curate.job import EmbeddingJob, ImageSet, Role, read_blocks
-from components.curate.pile import StoredImages
+from components.curate.stored_images import StoredImages
 from components.ranks.launcher import run_job
 from components.runtime.progress import Reporter
 from components.runtime.stage import StageContext
 from components.runtime.storage import is_remote, upload
-from dinov2_core.curation.looking import looks
+from dinov2_core.curation.scanning import scan_blocks
 from k8s.launchers import ClusterLaunch, Processes
 
-Seen = Mapping[Role, Iterable[pa.Table]]
-"""Blocks of what one look at the images of each set told."""
+Scans = Mapping[Role, Iterable[pa.Table]]
+"""Blocks of `SCAN_SCHEMA` of each set."""
 
 
-def seen_here(
+def scan_here(
     sets: Mapping[Role, StoredImages], *, settings: CurateSettings, report: Reporter
-) -> Seen:
-    """Look at all images in this process, as curation asks for them."""
+) -> Scans:
+    """Scan in this process, block by block as the results are read."""
     embedder = embedder_of(settings.embedding)
     return {
-        role: looks(
+        role: scan_blocks(
             files,
             embedder=embedder,
             min_side_pixels=settings.min_side_pixels,
@@ -39,43 +39,43 @@ def seen_here(
     }
 
 
-def seen_by_ranks(
+def scan_on_ranks(
     sets: Mapping[Role, StoredImages],
     *,
     settings: CurateSettings,
-    place: StageContext,
+    stage: StageContext,
     launch: Processes | ClusterLaunch,
-) -> Seen:
-    """Let ranks look at all images, and read what they saw.
+) -> Scans:
+    """Have ranks scan all images, and read their results; finished blocks survive a failure.
 
     Raises:
-        StageFailed: A rank failed or was killed; finished blocks stay.
-        Stopped: The ranks were stopped; finished blocks stay.
+        StageFailed: A rank failed or was killed.
+        Stopped: The ranks were stopped.
     """
     job = EmbeddingJob(
-        context=place.context,
-        directory=place.uri(place.directory),
-        mlflow_run_id=place.run.run_id,
+        context=stage.context,
+        directory=stage.uri(stage.directory),
+        mlflow_run_id=stage.run.run_id,
         settings=settings,
         sets=tuple(
             ImageSet(
                 role=role,
-                places=tuple(_seen_by_all(uri, place) for uri in files.places),
+                uris=tuple(_shared(uri, stage) for uri in files.uris),
                 num_files=len(files),
             )
             for role, files in sets.items()
         ),
     )
-    run_job(job, launch=launch, lock=place.lock, report=place.report)
-    place.download(job.looks)
+    run_job(job, launch=launch, lock=stage.lock, report=stage.report)
+    stage.download(job.scans)
     return {role: read_blocks(job, role, files) for role, files in sets.items()}
 
 
-def _seen_by_all(uri: str, place: StageContext) -> str:
-    """Where all nodes find images; those that this stage made are brought there."""
+def _shared(uri: str, stage: StageContext) -> str:
+    """A uri that all nodes can read; images that this stage made are uploaded first."""
     path = Path(uri)
-    if is_remote(uri) or not path.is_relative_to(place.directory):
+    if is_remote(uri) or not path.is_relative_to(stage.directory):
         return uri
-    shared = place.uri(path)
+    shared = stage.uri(path)
     upload(path, shared)
     return shared

@@ -1,4 +1,4 @@
-"""seeing: ranks see what one process sees, and curation decides the same."""
+"""scanning: ranks find what one process finds, and curation decides the same."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from PIL import Image
 
 from components.curate.config import CurateSettings, TorchScriptEmbedding
 from components.curate.job import Role
-from components.curate.pile import StoredImages
-from components.curate.seeing import seen_by_ranks, seen_here
+from components.curate.scanning import scan_here, scan_on_ranks
+from components.curate.stored_images import StoredImages
 from components.ranks.config import Topology
 from components.runtime.context import RunContext
 from components.runtime.processes import exclusive_directory
 from components.runtime.progress import Reporter
 from components.runtime.stage import StageContext
 from components.runtime.tracking import Tracker
-from dinov2_core.curation.curate import CurationSettings, Registration, curate
-from dinov2_core.curation.looking import BLOCK_FILES
+from dinov2_core.config.curation import AlignmentVerification
+from dinov2_core.curation.curate import curate
+from dinov2_core.curation.scanning import BLOCK_FILES
 from k8s.launchers import Processes
 
 
@@ -45,14 +46,14 @@ def settings(tmp_path: Path) -> CurateSettings:
 
 @pytest.fixture
 def sets(tmp_path: Path) -> dict[Role, StoredImages]:
-    """A pile of two blocks, and an evaluation set and seeds that share images with it."""
+    """Two blocks of source images, and an evaluation set and seeds that share images with them."""
     rng = np.random.default_rng(0)
     images = [
         Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((24, 24))
         for _ in range(BLOCK_FILES + 20)
     ]
     folders: dict[Role, list[int]] = {
-        "pile": list(range(BLOCK_FILES + 10)),
+        "source": list(range(BLOCK_FILES + 10)),
         "evaluation": list(range(BLOCK_FILES, BLOCK_FILES + 20)),
         "seeds": list(range(5)),
     }
@@ -66,7 +67,7 @@ def sets(tmp_path: Path) -> dict[Role, StoredImages]:
     return found
 
 
-def test_ranks_see_what_one_process_sees(
+def test_ranks_find_what_one_process_finds(
     settings: CurateSettings,
     sets: dict[Role, StoredImages],
     context: RunContext,
@@ -74,11 +75,11 @@ def test_ranks_see_what_one_process_sees(
     report = Reporter(None, stage="curate")
     alone = {
         role: list(blocks)
-        for role, blocks in seen_here(sets, settings=settings, report=report).items()
+        for role, blocks in scan_here(sets, settings=settings, report=report).items()
     }
     directory = context.stage_directory("curate", "k")
     with exclusive_directory(directory) as lock:
-        place = StageContext(
+        stage = StageContext(
             directory=directory,
             lock=lock,
             run=Tracker(context).stage("curate", key="k"),
@@ -89,28 +90,28 @@ def test_ranks_see_what_one_process_sees(
         )
         shared = {
             role: list(blocks)
-            for role, blocks in seen_by_ranks(
-                sets, settings=settings, place=place, launch=Processes()
+            for role, blocks in scan_on_ranks(
+                sets, settings=settings, stage=stage, launch=Processes()
             ).items()
         }
     for role, blocks in alone.items():
         for one, other in zip(blocks, shared[role], strict=True):
-            assert_same_looks(one, other)
+            assert_same_scans(one, other)
     made = [
         curate(
-            seen["pile"],
-            evaluation=seen["evaluation"],
-            seeds=seen["seeds"],
-            settings=CurationSettings(verification=Registration()),
+            scans["source"],
+            evaluation=scans["evaluation"],
+            seeds=scans["seeds"],
+            verification=AlignmentVerification(),
         )
-        for seen in (alone, shared)
+        for scans in (alone, shared)
     ]
     assert made[0].manifest.equals(made[1].manifest)
     reasons = set(made[0].manifest["reason"].to_pylist())
     assert {"", "evaluation_leak", "not_retrieved"} <= reasons
 
 
-def assert_same_looks(one: pa.Table, other: pa.Table) -> None:
+def assert_same_scans(one: pa.Table, other: pa.Table) -> None:
     assert one.drop_columns(["embedding"]).equals(other.drop_columns(["embedding"]))
     vectors = [table["embedding"].combine_chunks().flatten().to_numpy() for table in (one, other)]
     np.testing.assert_allclose(vectors[0], vectors[1], rtol=0, atol=1e-6)

@@ -1,10 +1,10 @@
-"""Registration: finds cropped, resized and re-encoded copies by laying thumbnails over each other.
+"""Alignment: finds cropped, resized and re-encoded copies by comparing aligned thumbnails.
 
-A cheap index proposes, an exact check decides. An embedding of pixels cannot tell a crop from
-another picture of the same kind, and of two similar products neither can a semantic one. So every
-thumbnail is looked up under a hundred hypothetical crops of itself; a pair found that way is
-aligned by hill climbing over the edges of the crop, and what remains between the two is judged
-after whitening: a mismatch in directions in which images rarely differ counts most.
+An index proposes pairs, an exact comparison decides. An embedding of pixels does not distinguish a
+crop from another image of the same kind, and for two similar products neither does a semantic one.
+So the index is searched with a hundred hypothetical crops of every thumbnail; a pair found that way
+is aligned by hill climbing over the edges of the crop, and the two are compared after whitening: a
+mismatch in directions in which images rarely differ counts most.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dinov2_core.curation.deduplication import Edges, make_edges
+from dinov2_core.curation.image_files import Progress, no_progress
 from dinov2_core.curation.neighbours import CosineIndex
-from dinov2_core.curation.sources import Progress, no_progress
 
 THUMBNAIL_SIDE = 32
 """Pixels of a square gray thumbnail."""
@@ -39,7 +39,7 @@ _PRIOR_IMAGES = 200
 _PRIOR_LENGTH = 4.0
 _NUM_PROBES = 6
 _MAX_FLAT_VIEWS = 4096
-"""Images up to which views are compared with all; a hundred views per image are asked."""
+"""Images up to which the search is exact; it has a hundred queries per image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class _Whitening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Candidates:
-    """Pairs of which `copy` may show the crop of `original`; lattice edges of the crop."""
+    """Pairs of which `copy` may be a crop of `original`, and the best coarse crop of each."""
 
     original: Tensor
     """[P]."""
@@ -69,12 +69,13 @@ class _Candidates:
 
 
 def thumbnail(image: Image.Image) -> NDArray[np.uint8]:
-    """Gray square [32, 32] of an image, aspect ratio not kept."""
-    side = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
-    return np.asarray(image.convert("L").resize(side, Image.Resampling.BICUBIC))
+    """Gray square [32, 32] of an image in mode `L` or `RGB`, aspect ratio not kept."""
+    size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    gray = image if image.mode == "L" else image.convert("L")
+    return np.asarray(gray.resize(size, Image.Resampling.BICUBIC))
 
 
-def register_copies(
+def find_aligned_copies(
     thumbnails: NDArray[np.uint8],
     *,
     proposals: Edges,
@@ -86,20 +87,20 @@ def register_copies(
 
     Args:
         thumbnails: [N, 32, 32].
-        proposals: Pairs from another embedding that are to be judged as well.
+        proposals: Pairs found by an embedding, which are compared as well.
         candidate_threshold: Whitened cosine of a coarse alignment from which a pair is aligned
-            finely. Low costs time, high misses crops between the coarse ones.
+            exactly. Low costs time, high misses crops between the coarse ones.
         edge_threshold: Smallest whitened cosine after alignment that makes an edge.
-        progress: Told about images proposed and pairs judged.
+        progress: Reports images searched and pairs aligned.
     """
     if len(thumbnails) < 2:
         return make_edges(proposals.first[:0], proposals.second[:0], proposals.similarity[:0])
-    pictures = torch.from_numpy(thumbnails).float()
+    images = torch.from_numpy(thumbnails).float()
     table = _interval_table()
-    upright = _normalized(table[0, 0] @ pictures @ table[0, 0].T)  # [N, 144]
+    upright = _normalized(table[0, 0] @ images @ table[0, 0].T)  # [N, 144]
     whitening = _fit_whitening(upright)
     candidates = _propose(
-        pictures,
+        images,
         whitened=whitening(upright),
         whitening=whitening,
         proposals=proposals,
@@ -112,14 +113,14 @@ def register_copies(
         part = slice(start, start + _PAIR_CHUNK)
         copies = candidates.copy[part]
         aligned = _align(
-            pictures[candidates.original[part]],
+            images[candidates.original[part]],
             upright[copies],
             rows=candidates.rows[part],
             columns=candidates.columns[part],
             table=table,
         )
         similarities.append((whitening(aligned) * whitening(upright[copies])).sum(dim=1))
-        progress("register", min(start + _PAIR_CHUNK, total), total)
+        progress("align", min(start + _PAIR_CHUNK, total), total)
     similarity = torch.cat([*similarities, torch.zeros(0)]).numpy()
     is_edge = similarity >= edge_threshold
     return make_edges(
@@ -156,7 +157,7 @@ def _normalized(views: Tensor) -> Tensor:
 def _fit_whitening(views: Tensor) -> _Whitening:
     """Principal directions of the views, each divided by its deviation.
 
-    The covariance is blended with that of smooth random pictures, worth 200 images, so that a few
+    The covariance is blended with that of smooth random images, worth 200 images, so that a few
     images whiten sensibly too.
     """
     sample = views[:: -(-len(views) // _MAX_FIT_IMAGES)].double().numpy()
@@ -172,7 +173,7 @@ def _fit_whitening(views: Tensor) -> _Whitening:
 
 
 def _smooth_covariance() -> NDArray[np.float64]:
-    """Covariance of mean-free unit pictures whose pixels correlate as exp(-distance / 4)."""
+    """Covariance of mean-free unit images whose pixels correlate as exp(-distance / 4)."""
     rows, columns = np.indices((_VIEW_SIDE, _VIEW_SIDE)).reshape(2, -1)
     distances = np.hypot(rows[:, None] - rows, columns[:, None] - columns)
     centring = np.eye(len(rows)) - 1 / len(rows)
@@ -182,7 +183,7 @@ def _smooth_covariance() -> NDArray[np.float64]:
 
 
 def _propose(
-    pictures: Tensor,
+    images: Tensor,
     *,
     whitened: Tensor,
     whitening: _Whitening,
@@ -190,7 +191,7 @@ def _propose(
     threshold: float,
     progress: Progress,
 ) -> _Candidates:
-    """Look every image up under each coarse crop of itself; keep the best crop of every pair."""
+    """Search the index with each coarse crop of every image; keep the best crop of every pair."""
     cuts = _coarse_cuts()
     table = _interval_table()[cuts[:, 0], cuts[:, 1]]  # [10, 12, 32]
     index = CosineIndex(whitened.numpy(), max_flat_vectors=_MAX_FLAT_VIEWS, num_probes=_NUM_PROBES)
@@ -199,21 +200,21 @@ def _propose(
     order = np.argsort(first, kind="stable")
     first, second = first[order], second[order]
     found: list[Tensor] = []  # columns: original, copy, view, similarity
-    for start in range(0, len(pictures), _VIEW_CHUNK_IMAGES):
-        stop = min(start + _VIEW_CHUNK_IMAGES, len(pictures))
-        crops = torch.einsum("jni,bik,lmk->bjlnm", table, pictures[start:stop], table)
+    for start in range(0, len(images), _VIEW_CHUNK_IMAGES):
+        stop = min(start + _VIEW_CHUNK_IMAGES, len(images))
+        crops = torch.einsum("jni,bik,lmk->bjlnm", table, images[start:stop], table)
         views = whitening(_normalized(crops).flatten(1, 2))  # [b, 100, 96]
-        asked = slice(*np.searchsorted(first, (start, stop)))
-        own, other = torch.from_numpy(first[asked]), torch.from_numpy(second[asked])
-        alike = torch.einsum("pve,pe->pv", views[own - start], whitened[other]).max(dim=1)
-        found.append(_columns(own, other, alike.indices, alike.values, threshold))
+        queried = slice(*np.searchsorted(first, (start, stop)))
+        own, other = torch.from_numpy(first[queried]), torch.from_numpy(second[queried])
+        closest = torch.einsum("pve,pe->pv", views[own - start], whitened[other]).max(dim=1)
+        found.append(_columns(own, other, closest.indices, closest.values, threshold))
         hits = index.search(views.flatten(0, 1).numpy(), num_neighbours=_HITS_PER_VIEW)
         similarity = torch.from_numpy(hits.similarities).view(-1)
         copies = torch.from_numpy(hits.indices).view(-1)
         numbers = torch.arange(len(copies)) // _HITS_PER_VIEW
         originals = start + numbers // views.shape[1]
         found.append(_columns(originals, copies, numbers % views.shape[1], similarity, threshold))
-        progress("propose", stop, len(pictures))
+        progress("find candidates", stop, len(images))
     return _best_views(torch.cat(found), cuts)
 
 
@@ -242,9 +243,9 @@ def _best_views(found: Tensor, cuts: Tensor) -> _Candidates:
 def _align(
     originals: Tensor, copies: Tensor, *, rows: Tensor, columns: Tensor, table: Tensor
 ) -> Tensor:
-    """Views of originals [P, 32, 32] under the crop that correlates best with copies [P, 144].
+    """Originals [P, 32, 32] in the crop that correlates best with the copies [P, 144], as [P, 144].
 
-    Hill climbing in hundredths of a side, the two cuts of one axis at a time; returns [P, 144].
+    Hill climbing in hundredths of a side, the two cuts of one axis at a time.
     """
     upright = copies.view(-1, _VIEW_SIDE, _VIEW_SIDE)
     for step in _CLIMB_STEPS:

@@ -1,4 +1,4 @@
-"""Planting: known defects put into a clean pile, so that curation can be audited."""
+"""Synthetic defects: known copies and broken files, added to images to audit curation."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from dinov2_core.config.curation import SyntheticDefects
+from dinov2_core.curation.image_files import ImageFiles
 from dinov2_core.curation.manifest import write_table
-from dinov2_core.curation.sources import ImageFiles
 from dinov2_core.data.decoding import image_format, open_image
+from dinov2_core.errors import SettingsError
 
-_HTML = b"<!DOCTYPE html><html><body><h1>404 Not Found</h1></body></html>\n"
-_TEXT = b"The file that you asked for has moved.\n"
+TINY_SHARE = 5
+"""Every fifth of the corrupt files is a 1 x 1 image."""
 
-TRUTH_SCHEMA = pa.schema(
+GROUND_TRUTH_SCHEMA = pa.schema(
     [
         pa.field("path", pa.string(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),
@@ -31,7 +33,7 @@ the evaluation image, for clean and corrupt files themselves."""
 
 
 class Kind(StrEnum):
-    """What a file of the audited pile is."""
+    """What a file of the audited folder is."""
 
     CLEAN = "clean"
     EXACT = "exact"
@@ -57,107 +59,95 @@ NEAR_KINDS = (Kind.REENCODED, Kind.RESIZED, Kind.CROPPED)
 LEAK_KINDS = (Kind.LEAK_EXACT, Kind.LEAK_REENCODED)
 CORRUPT_KINDS = (Kind.TRUNCATED, Kind.EMPTY, Kind.TEXT, Kind.GARBAGE, Kind.HTML)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlantCounts:
-    """How many defects of each kind; near, leaks and corrupt are spread evenly over their kinds."""
-
-    exact: int
-    near: int
-    leaks: int
-    corrupt: int
-    tiny: int
+_FIXED_CONTENTS = {
+    Kind.EMPTY: b"",
+    Kind.TEXT: b"The file that you asked for has moved.\n",
+    Kind.HTML: b"<!DOCTYPE html><html><body><h1>404 Not Found</h1></body></html>\n",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Planted:
+class _MadeFile:
     content: bytes
     extension: str
     kind: Kind
     source: int
-    """Number in the clean pile, in the evaluation set for leaks."""
+    """Number among the clean images, for leaks among the evaluation images; -1 for itself."""
 
 
-def plant_defects(
+def add_defects(
     clean: ImageFiles,
     evaluation: ImageFiles,
     *,
-    counts: PlantCounts,
+    defects: SyntheticDefects,
     directory: Path,
-    truth_path: Path,
-    seed: int,
+    ground_truth_path: Path,
 ) -> None:
-    """Write the clean images and planted defects under neutral names, and the truth elsewhere.
+    """Write clean images and defects under neutral names, and the ground truth elsewhere.
 
-    The same input and seed give the same files.
+    The same input gives the same files.
 
     Args:
-        clean: Sound, distinct images.
-        evaluation: Images that leak into the pile.
-        counts: How many defects.
-        directory: Where the pile goes; made if absent.
-        truth_path: Parquet with `TRUTH_SCHEMA`, outside the directory.
-        seed: Of sources, strengths and the order of the files.
+        clean: Usable, distinct images.
+        evaluation: Images of which leaks are made.
+        defects: How many; near copies, leaks and corrupt files are spread evenly over their kinds.
+        directory: For the files; made if absent.
+        ground_truth_path: Parquet with `GROUND_TRUTH_SCHEMA`, outside the directory.
+
+    Raises:
+        SettingsError: There are fewer images than copies.
     """
-    rng = np.random.default_rng(seed)
-    planted = [_copied(clean, number, Kind.CLEAN) for number in range(len(clean))]
-    planted += _plant_copies(clean, counts, rng)
-    planted += _plant_leaks(evaluation, counts, rng)
-    planted += _plant_broken(clean, counts, rng)
+    rng = np.random.default_rng(defects.seed)
     directory.mkdir(parents=True, exist_ok=True)
-    places = rng.permutation(len(planted))
-    paths = [f"{place:07d}.{p.extension}" for place, p in zip(places, planted, strict=True)]
-    for path, item in zip(paths, planted, strict=True):
-        (directory / path).write_bytes(item.content)
+    made: list[tuple[Path, Kind, int]] = []
+    for number, file in enumerate(_made_files(clean, evaluation, defects, rng)):
+        path = directory / f".{number}.{file.extension}"
+        path.write_bytes(file.content)
+        made.append((path, file.kind, file.source))
+    places = rng.permutation(len(made)).tolist()
+    names = [f"{place:07d}{path.suffix}" for place, (path, _, _) in zip(places, made, strict=True)]
+    for name, (path, _, _) in zip(names, made, strict=True):
+        path.rename(directory / name)
     sources = [
-        evaluation.name(p.source) if p.kind in LEAK_KINDS else paths[p.source] for p in planted
+        evaluation.name(source) if kind in LEAK_KINDS else name if source < 0 else names[source]
+        for name, (_, kind, source) in zip(names, made, strict=True)
     ]
-    columns = {"path": paths, "kind": [p.kind.value for p in planted], "source": sources}
-    write_table(pa.table(columns, schema=TRUTH_SCHEMA).sort_by("path"), truth_path)
+    columns = {"path": names, "kind": [kind.value for _, kind, _ in made], "source": sources}
+    table = pa.table(columns, schema=GROUND_TRUTH_SCHEMA)
+    write_table(table.sort_by("path"), ground_truth_path)
 
 
-def _plant_copies(
-    clean: ImageFiles, counts: PlantCounts, rng: np.random.Generator
-) -> Iterator[_Planted]:
-    for number in _pick(len(clean), counts.exact, rng):
+def _made_files(
+    clean: ImageFiles, evaluation: ImageFiles, defects: SyntheticDefects, rng: np.random.Generator
+) -> Iterator[_MadeFile]:
+    for number in range(len(clean)):
+        yield _copied(clean, number, Kind.CLEAN)
+    for number in _pick(len(clean), "exact_copies", defects.exact_copies, rng):
         yield _copied(clean, number, Kind.EXACT)
-    makers: dict[Kind, Callable[[Image.Image, np.random.Generator], tuple[bytes, str]]] = {
+    changes: dict[Kind, Callable[[Image.Image, np.random.Generator], tuple[bytes, str]]] = {
         Kind.REENCODED: _reencoded,
         Kind.RESIZED: _resized,
         Kind.CROPPED: _cropped,
     }
-    for turn, number in enumerate(_pick(len(clean), counts.near, rng)):
+    for turn, number in enumerate(_pick(len(clean), "near_copies", defects.near_copies, rng)):
         kind = NEAR_KINDS[turn % len(NEAR_KINDS)]
-        content, extension = makers[kind](_opened(clean, number), rng)
-        yield _Planted(content=content, extension=extension, kind=kind, source=number)
-
-
-def _plant_leaks(
-    evaluation: ImageFiles, counts: PlantCounts, rng: np.random.Generator
-) -> Iterator[_Planted]:
-    for turn, number in enumerate(_pick(len(evaluation), counts.leaks, rng)):
-        if turn % 2:
-            content, extension = _reencoded(_opened(evaluation, number), rng)
-            yield _Planted(
-                content=content, extension=extension, kind=Kind.LEAK_REENCODED, source=number
-            )
-        else:
+        content, extension = changes[kind](_opened(clean, number), rng)
+        yield _MadeFile(content=content, extension=extension, kind=kind, source=number)
+    for turn, number in enumerate(_pick(len(evaluation), "leaks", defects.leaks, rng)):
+        if turn % 2 == 0:
             yield _copied(evaluation, number, Kind.LEAK_EXACT)
-
-
-def _plant_broken(
-    clean: ImageFiles, counts: PlantCounts, rng: np.random.Generator
-) -> Iterator[_Planted]:
-    first = len(clean) + counts.exact + counts.near + counts.leaks
-    for turn in range(counts.corrupt):
+            continue
+        content, extension = _reencoded(_opened(evaluation, number), rng)
+        kind = Kind.LEAK_REENCODED
+        yield _MadeFile(content=content, extension=extension, kind=kind, source=number)
+    num_tiny = defects.corrupt // TINY_SHARE
+    for turn in range(defects.corrupt - num_tiny):
         kind = CORRUPT_KINDS[turn % len(CORRUPT_KINDS)]
         content, extension = _corrupt(kind, clean, rng)
-        yield _Planted(content=content, extension=extension, kind=kind, source=first + turn)
-    for turn in range(counts.tiny):
-        shade = int(rng.integers(256))
-        content = _encoded(Image.new("L", (1, 1), shade), "PNG")
-        source = first + counts.corrupt + turn
-        yield _Planted(content=content, extension="png", kind=Kind.TINY, source=source)
+        yield _MadeFile(content=content, extension=extension, kind=kind, source=-1)
+    for _ in range(num_tiny):
+        content = _encoded(Image.new("L", (1, 1), int(rng.integers(256))), "PNG")
+        yield _MadeFile(content=content, extension="png", kind=Kind.TINY, source=-1)
 
 
 def _corrupt(kind: Kind, clean: ImageFiles, rng: np.random.Generator) -> tuple[bytes, str]:
@@ -166,20 +156,22 @@ def _corrupt(kind: Kind, clean: ImageFiles, rng: np.random.Generator) -> tuple[b
         return content[: int(len(content) * rng.uniform(0.3, 0.7))], image_format(content)
     if kind is Kind.GARBAGE:
         return rng.integers(0, 256, 500, dtype=np.uint8).tobytes(), "png"
-    other = {Kind.EMPTY: b"", Kind.TEXT: _TEXT, Kind.HTML: _HTML}
-    return other[kind], "jpg"
+    return _FIXED_CONTENTS[kind], "jpg"
 
 
-def _pick(total: int, wanted: int, rng: np.random.Generator) -> list[int]:
+def _pick(total: int, key: str, wanted: int, rng: np.random.Generator) -> list[int]:
     if wanted > total:
-        raise ValueError(f"{wanted} copies cannot be made of {total} images; plant at most {total}")
+        raise SettingsError(
+            f"images.synthetic_defects.{key} {wanted} is more than the {total} images that there "
+            f"are to copy; set it to at most {total}"
+        )
     chosen: list[int] = rng.permutation(total)[:wanted].tolist()
     return chosen
 
 
-def _copied(files: ImageFiles, number: int, kind: Kind) -> _Planted:
+def _copied(files: ImageFiles, number: int, kind: Kind) -> _MadeFile:
     content = files.read(number)
-    return _Planted(content=content, extension=image_format(content), kind=kind, source=number)
+    return _MadeFile(content=content, extension=image_format(content), kind=kind, source=number)
 
 
 def _opened(files: ImageFiles, number: int) -> Image.Image:

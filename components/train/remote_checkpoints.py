@@ -1,4 +1,4 @@
-"""StoredCheckpoints: the copies of checkpoints that an object store keeps."""
+"""StoredCheckpoints: checkpoints in an object store."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ PARALLEL_FILES = 4
 
 
 class StoredCheckpoints:
-    """Folders of checkpoints in a store; a `Mirror`.
+    """Folders of checkpoints in a store; implements `RemoteCheckpoints`.
 
     Before a checkpoint becomes valid there, so do the records that it must not be ahead of.
 
     Args:
-        uri: Place of the checkpoints.
+        uri: Of all checkpoints.
         records: Files and where they go, such as the metrics of the steps so far.
     """
 
@@ -32,7 +32,7 @@ class StoredCheckpoints:
         self._uri = uri
         self._records = records
 
-    def folders(self) -> dict[str, str]:
+    def markers(self) -> dict[str, str]:
         """Text of the marker of every folder, by the folder's name; empty without a marker."""
         found = storage.list_names(self._uri)
         marked = {name.rpartition("/")[0] for name in found if name.endswith(f"/{MARKER}")}
@@ -43,44 +43,44 @@ class StoredCheckpoints:
             for folder in {name.partition("/")[0] for name in found}
         }
 
-    def send(self, files: Sequence[Path]) -> None:
-        """Copy files there, several at a time."""
+    def upload(self, files: Sequence[Path]) -> None:
+        """Copy files to the store, several at a time."""
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
             list(pool.map(lambda file: storage.upload(file, self._uri_of(file)), files))
 
-    def bring(self, files: Sequence[Path]) -> None:
-        """Copy files from there; those that are missing or damaged there stay away."""
+    def download(self, files: Sequence[Path]) -> None:
+        """Copy files from the store; those that are missing or damaged there are left out."""
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-            list(pool.map(self._bring, files))
+            list(pool.map(self._download, files))
 
-    def mark(self, marker: Path) -> None:
-        """Bring the records up to date, then copy the marker."""
+    def commit(self, marker: Path) -> None:
+        """Upload the records, then the marker."""
         for record, uri in self._records.items():
             if record.exists():
                 storage.upload(record, uri, is_growing=True)
         storage.upload(marker, self._uri_of(marker))
 
-    def unmark(self, folder: str) -> None:
+    def invalidate(self, folder: str) -> None:
         """Remove a folder's marker."""
         storage.delete_remote(join_uri(self._uri, folder, MARKER))
 
     def remove(self, folder: str) -> None:
         """Remove a folder, its marker first."""
-        self.unmark(folder)
+        self.invalidate(folder)
         storage.delete_remote(join_uri(self._uri, folder))
 
     def _uri_of(self, file: Path) -> str:
         return join_uri(self._uri, file.parent.name, file.name)
 
-    def _bring(self, file: Path) -> None:
+    def _download(self, file: Path) -> None:
         try:
             storage.download_file(self._uri_of(file), file)
         except ObjectUnreadable as error:
             logger.warning("%s", error)
 
 
-def mirror_of(job: Job) -> StoredCheckpoints | None:
-    """Where a job's checkpoints are kept besides; None where all nodes see the directory."""
+def remote_checkpoints_of(job: Job) -> StoredCheckpoints | None:
+    """Store of a job's checkpoints; None where all nodes see the directory."""
     if not is_remote(job.directory):
         return None
     records = {job.metrics: job.uri_of(job.metrics)}

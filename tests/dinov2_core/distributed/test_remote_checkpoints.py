@@ -1,4 +1,4 @@
-"""mirror: checkpoints in a second place, whole or absent there too."""
+"""remote_checkpoints: checkpoints in a store, complete or absent there too."""
 
 from __future__ import annotations
 
@@ -16,20 +16,18 @@ from typing import Any
 import pytest
 import torch
 
+from dinov2_core.config.execution import Checkpoints
 from dinov2_core.distributed.checkpoint import (
     MARKER,
-    CheckpointNotWritten,
-    CheckpointsNotReached,
-    Retention,
-    newest_checkpoint,
 )
 from dinov2_core.distributed.checkpoint_writer import CheckpointWriter
 from dinov2_core.distributed.mesh import Ranks, process_group
-from dinov2_core.distributed.mirror import is_first_of_node
+from dinov2_core.distributed.remote_checkpoints import newest_on_all_nodes
+from dinov2_core.errors import CheckpointError
 from tests.dinov2_core.distributed import nodes
-from tests.dinov2_core.distributed.nodes import FolderMirror
+from tests.dinov2_core.distributed.nodes import FolderRemote
 
-RETENTION = Retention(keep_last=2)
+RETENTION = Checkpoints(keep_last=2)
 STATE = {"weight": torch.arange(3.0)}
 
 
@@ -45,44 +43,46 @@ def here(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mirror(tmp_path: Path) -> FolderMirror:
-    return FolderMirror(tmp_path / "there")
+def remote(tmp_path: Path) -> FolderRemote:
+    return FolderRemote(tmp_path / "there")
 
 
-class Broken(FolderMirror):
-    """A mirror that does not take some checkpoints."""
+class Broken(FolderRemote):
+    """A store that does not take some checkpoints."""
 
     refused: tuple[str, ...] = ()
 
-    def send(self, files: Sequence[Path]) -> None:
-        super().send(files[:1])
+    def upload(self, files: Sequence[Path]) -> None:
+        super().upload(files[:1])
         if files[0].parent.name in self.refused:
             raise ConnectionError("the line broke")
-        super().send(files[1:])
+        super().upload(files[1:])
 
 
-class Blocked(FolderMirror):
-    """A mirror that takes files when it is let."""
+class Blocked(FolderRemote):
+    """A store that takes files when it is let."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.may_go = threading.Semaphore(0)
 
-    def send(self, files: Sequence[Path]) -> None:
+    def upload(self, files: Sequence[Path]) -> None:
         if files[0].name != MARKER:
             self.may_go.acquire()
-        super().send(files)
+        super().upload(files)
 
 
-def writer(here: Path, mirror: FolderMirror, retention: Retention = RETENTION) -> CheckpointWriter:
-    return CheckpointWriter(here, identity="settings", retention=retention, mirror=mirror)
+def writer(
+    here: Path, remote: FolderRemote, retention: Checkpoints = RETENTION
+) -> CheckpointWriter:
+    return CheckpointWriter(here, identity="settings", retention=retention, remote=remote)
 
 
-def valid(mirror: FolderMirror) -> list[str]:
-    return sorted(name for name, marker in mirror.folders().items() if marker)
+def valid(remote: FolderRemote) -> list[str]:
+    return sorted(name for name, marker in remote.markers().items() if marker)
 
 
-def test_nodes_bring_each_other_what_they_lack(tmp_path: Path) -> None:
+def test_nodes_download_what_they_miss(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -99,35 +99,37 @@ def test_nodes_bring_each_other_what_they_lack(tmp_path: Path) -> None:
     assert seen[1]["written"] == {step: ["__1_0.distcp", MARKER] for step in steps}
     assert nodes.files(tmp_path / "store") == dict.fromkeys(steps, whole)
     for one in seen:
-        assert one["brought"]["step_00000003"] == whole
+        assert one["downloaded"]["step_00000003"] == whole
         assert one["first"] == one["second"] == [300.0 + i for i in range(8)]
 
 
-def test_the_same_checkpoints_stay_there_as_here(
-    ranks: Ranks, here: Path, mirror: FolderMirror
+def test_the_same_checkpoints_stay_in_the_store_as_here(
+    ranks: Ranks, here: Path, remote: FolderRemote
 ) -> None:
-    with writer(here, mirror, Retention(keep_last=1, keep_every_steps=3)) as background:
+    with writer(
+        here, remote, Checkpoints(every_steps=1, keep_last=1, keep_every_steps=3)
+    ) as background:
         for step in range(1, 8):
             background.save(STATE, step=step)
             background.wait()
-    assert valid(mirror) == ["step_00000003", "step_00000006", "step_00000007"]
-    assert sorted(path.name for path in here.iterdir()) == valid(mirror)
+    assert valid(remote) == ["step_00000003", "step_00000006", "step_00000007"]
+    assert sorted(path.name for path in here.iterdir()) == valid(remote)
 
 
-def test_an_empty_directory_is_filled_from_the_newest_there(
-    ranks: Ranks, here: Path, mirror: FolderMirror
+def test_an_empty_directory_is_filled_from_the_newest_in_the_store(
+    ranks: Ranks, here: Path, remote: FolderRemote
 ) -> None:
-    with writer(here, mirror) as background:
+    with writer(here, remote) as background:
         background.save(STATE, step=1)
         background.save(STATE, step=2)
     shutil.rmtree(here)
-    found = newest_checkpoint(here, mirror=mirror)
+    found = newest_on_all_nodes(here, remote=remote)
     assert found is not None
     assert found.path == here / "step_00000002"
-    assert nodes.files(here)["step_00000002"] == nodes.files(mirror.folder)["step_00000002"]
+    assert nodes.files(here)["step_00000002"] == nodes.files(remote.folder)["step_00000002"]
 
 
-def test_a_copy_that_breaks_is_no_checkpoint_and_training_goes_on(
+def test_a_broken_upload_is_no_checkpoint_and_training_goes_on(
     ranks: Ranks, here: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = Broken(tmp_path / "there")
@@ -136,28 +138,30 @@ def test_a_copy_that_breaks_is_no_checkpoint_and_training_goes_on(
         for step in (1, 2):
             background.save(STATE, step=step)
         background._wait_for_write()
-        newest = newest_checkpoint(here, mirror=broken)
+        newest = newest_on_all_nodes(here, remote=broken)
         assert newest is not None
         assert newest.step == 2  # whole here
         shutil.rmtree(here)
-        newest = newest_checkpoint(here, mirror=broken)
+        newest = newest_on_all_nodes(here, remote=broken)
         assert newest is not None
         assert newest.step == 1  # whole there
         background.save(STATE, step=3)
-    assert "step_00000002 could not be copied to the store (rank 0: ConnectionError" in caplog.text
+    assert (
+        "step_00000002 could not be uploaded to the store (rank 0: ConnectionError" in caplog.text
+    )
     assert valid(broken) == ["step_00000001", "step_00000003"]
 
 
-def test_a_last_copy_that_breaks_is_an_error(ranks: Ranks, here: Path, tmp_path: Path) -> None:
+def test_a_broken_last_upload_is_an_error(ranks: Ranks, here: Path, tmp_path: Path) -> None:
     broken = Broken(tmp_path / "there")
     broken.refused = ("step_00000001",)
-    message = "step_00000001 could not be copied to the store"
-    with pytest.raises(CheckpointNotWritten, match=message), writer(here, broken) as background:
+    message = "step_00000001 could not be uploaded to the store"
+    with pytest.raises(CheckpointError, match=message), writer(here, broken) as background:
         background.save(STATE, step=1)
     assert valid(broken) == []
 
 
-def test_training_waits_for_no_copy_until_two_are_behind(
+def test_training_waits_for_no_upload_until_two_are_behind(
     ranks: Ranks, here: Path, tmp_path: Path
 ) -> None:
     blocked = Blocked(tmp_path / "there")
@@ -185,51 +189,59 @@ def damage(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", MARKER])
-def test_a_damaged_copy_is_passed_over(
-    ranks: Ranks, here: Path, mirror: FolderMirror, name: str
+def test_a_damaged_copy_is_skipped(
+    ranks: Ranks, here: Path, remote: FolderRemote, name: str
 ) -> None:
-    with writer(here, mirror) as background:
+    with writer(here, remote) as background:
         background.save(STATE, step=1)
         background.save(STATE, step=2)
     shutil.rmtree(here)
-    damage(mirror.folder / "step_00000002", name)
-    found = newest_checkpoint(here, mirror=mirror)
+    damage(remote.folder / "step_00000002", name)
+    found = newest_on_all_nodes(here, remote=remote)
     assert found is not None
     assert found.step == 1
 
 
-def test_what_is_damaged_here_is_brought_again(
-    ranks: Ranks, here: Path, mirror: FolderMirror
+def test_what_is_damaged_here_is_downloaded_again(
+    ranks: Ranks, here: Path, remote: FolderRemote
 ) -> None:
-    with writer(here, mirror) as background:
+    with writer(here, remote) as background:
         background.save(STATE, step=1)
     damage(here / "step_00000001", "__0_0.distcp")
-    found = newest_checkpoint(here, mirror=mirror)
+    found = newest_on_all_nodes(here, remote=remote)
     assert found is not None
     assert found.step == 1
+
+
+def test_a_damaged_marker_in_the_store_costs_no_file_here(
+    ranks: Ranks, here: Path, remote: FolderRemote, caplog: pytest.LogCaptureFixture
+) -> None:
+    with writer(here, remote) as background:
+        background.save(STATE, step=1)
+        background.save(STATE, step=2)
+    kept = nodes.files(here)
+    damage(remote.folder / "step_00000002", MARKER)
+    found = newest_on_all_nodes(here, remote=remote)
+    assert found is not None
+    assert found.step == 1
+    assert nodes.files(here) == kept
+    assert "step_00000002 is skipped: rank 0: it is another one than in the store" in caplog.text
 
 
 def test_a_marker_cannot_name_files_elsewhere(
-    ranks: Ranks, here: Path, mirror: FolderMirror
+    ranks: Ranks, here: Path, remote: FolderRemote
 ) -> None:
-    folder = mirror.folder / "step_00000001"
+    folder = remote.folder / "step_00000001"
     folder.mkdir()
     marker: dict[str, Any] = {"step": 1, "identity": "x", "files": {"../../stolen": "0"}}
     (folder / MARKER).write_text(json.dumps(marker))
-    assert newest_checkpoint(here, mirror=mirror) is None
+    assert newest_on_all_nodes(here, remote=remote) is None
     assert not (here.parent / "stolen").exists()
 
 
-def test_a_mirror_that_does_not_answer_is_not_an_empty_one(
-    ranks: Ranks, here: Path, mirror: FolderMirror
+def test_a_store_that_does_not_answer_is_not_an_empty_one(
+    ranks: Ranks, here: Path, remote: FolderRemote
 ) -> None:
-    shutil.rmtree(mirror.folder)
-    with pytest.raises(CheckpointsNotReached, match="cannot be read .rank 0: FileNotFoundError"):
-        newest_checkpoint(here, mirror=mirror)
-
-
-def test_the_first_rank_of_a_node_looks_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert not is_first_of_node()
-    monkeypatch.delenv("LOCAL_RANK")
-    assert is_first_of_node()
+    shutil.rmtree(remote.folder)
+    with pytest.raises(CheckpointError, match="cannot be read .rank 0: FileNotFoundError"):
+        newest_on_all_nodes(here, remote=remote)

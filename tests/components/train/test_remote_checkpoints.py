@@ -1,4 +1,4 @@
-"""checkpoint_mirror: checkpoints in a bucket survive broken lines, lost nodes and the end."""
+"""remote_checkpoints: checkpoints in a bucket survive broken lines, lost nodes and the end."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from components.runtime.context import RunContext
 from components.runtime.manifests import DatasetManifest, digest_of_file
 from components.runtime.storage import exists, list_names, read_text, upload
 from components.runtime.uris import cache_directory, local_path
-from components.train.checkpoint_mirror import StoredCheckpoints, mirror_of
 from components.train.config import Topology, TrainStage
 from components.train.job import Job, read_result
+from components.train.remote_checkpoints import StoredCheckpoints, remote_checkpoints_of
 from dinov2_core.distributed.checkpoint import MARKER
 from dinov2_core.errors import ExitCode
 from tests.s3_server import BadLine
@@ -45,15 +45,15 @@ def stored(**records: str) -> StoredCheckpoints:
 
 
 def test_a_checkpoint_is_valid_when_its_marker_is_there(checkpoint: Path) -> None:
-    mirror = stored()
-    mirror.send([checkpoint / ".metadata", checkpoint / "__0_0.distcp"])
-    assert mirror.folders() == {"step_00000005": ""}
-    mirror.mark(checkpoint / MARKER)
-    assert mirror.folders() == {"step_00000005": MARKER}
-    mirror.unmark("step_00000005")
-    assert mirror.folders() == {"step_00000005": ""}
-    mirror.remove("step_00000005")
-    assert mirror.folders() == {}
+    remote = stored()
+    remote.upload([checkpoint / ".metadata", checkpoint / "__0_0.distcp"])
+    assert remote.markers() == {"step_00000005": ""}
+    remote.commit(checkpoint / MARKER)
+    assert remote.markers() == {"step_00000005": MARKER}
+    remote.invalidate("step_00000005")
+    assert remote.markers() == {"step_00000005": ""}
+    remote.remove("step_00000005")
+    assert remote.markers() == {}
     assert sorted(path.name for path in checkpoint.iterdir()) == sorted(
         [".metadata", "__0_0.distcp", MARKER]
     )
@@ -65,7 +65,7 @@ def test_records_are_there_before_the_marker(
     record = "s3://pile/run/stages/pretrain/0/metrics.jsonl"
     local_path(record).write_text("[0, {}]\n")
     with BadLine(s3, faults=[], concerns=lambda *_: False).open(monkeypatch) as line:
-        stored(metrics=record).mark(checkpoint / MARKER)
+        stored(metrics=record).commit(checkpoint / MARKER)
     put = [path.rpartition("/")[2] for method, path in line.requests if method == "PUT"]
     assert put == ["metrics.jsonl", MARKER]
 
@@ -73,14 +73,14 @@ def test_records_are_there_before_the_marker(
 def test_what_is_lacking_is_brought_and_what_is_damaged_stays_away(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    mirror = stored()
+    remote = stored()
     files = [checkpoint / ".metadata", checkpoint / "__0_0.distcp"]
-    mirror.send(files)
+    remote.upload(files)
     metadata = {"sha256": "0" * 64}
     key = HOME.removeprefix("s3://pile/") + "/step_00000005/.metadata"
     boto3.client("s3").put_object(Bucket="pile", Key=key, Body=b"x", Metadata=metadata)
     shutil.rmtree(checkpoint)
-    mirror.bring([*files, checkpoint / "__1_0.distcp"])
+    remote.download([*files, checkpoint / "__1_0.distcp"])
     assert [path.name for path in checkpoint.iterdir()] == ["__0_0.distcp"]
     assert "__1_0.distcp does not exist" in caplog.text
     assert ".metadata was damaged on the way" in caplog.text
@@ -122,9 +122,9 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     )
 
 
-def test_paths_have_no_mirror(job: Job, tmp_path: Path) -> None:
-    assert mirror_of(job) is not None
-    assert mirror_of(job.model_copy(update={"directory": str(tmp_path)})) is None
+def test_paths_have_no_remote(job: Job, tmp_path: Path) -> None:
+    assert remote_checkpoints_of(job) is not None
+    assert remote_checkpoints_of(job.model_copy(update={"directory": str(tmp_path)})) is None
 
 
 @pytest.mark.slow

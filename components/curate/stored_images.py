@@ -1,4 +1,4 @@
-"""The pile as curation sees it: numbered files from any source, and a digest of their content."""
+"""Images of several sources as numbered files, and a digest of their content."""
 
 from __future__ import annotations
 
@@ -13,42 +13,45 @@ from components.runtime.manifests import digest_of
 from dinov2_core.errors import ObjectUnreadable
 
 UNREADABLE = "unreadable"
-"""Stands for the content of a file that cannot be read."""
+"""In place of the digest of a file that cannot be read."""
 
 
 class StoredImages:
-    """Files of one or more places, numbered one after the other."""
+    """Files of one or more sources, numbered one after the other."""
 
-    def __init__(self, places: Sequence[str]) -> None:
-        """List the places.
+    def __init__(self, uris: Sequence[str]) -> None:
+        """List the sources.
 
         Args:
-            places: Folders, glob patterns, Parquet files or s3:// prefixes.
+            uris: Folders, glob patterns, Parquet files or s3:// prefixes.
 
         Raises:
-            InputError: A place does not exist or cannot be listed.
+            InputError: One does not exist or cannot be listed.
         """
-        self.places = tuple(places)
-        self._sources: list[ObjectSource] = [open_source(place) for place in places]
+        self.uris = tuple(uris)
+        self._sources: list[ObjectSource] = [open_source(uri) for uri in uris]
         self._items: list[list[StoredObject]] = [source.objects() for source in self._sources]
         self._ends = list(accumulate(len(items) for items in self._items))
-        self._prefixes = [f"{i}/" if len(places) > 1 else "" for i in range(len(places))]
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
     def name(self, number: int) -> str:
-        """Path below its place; with several places, preceded by the place's number."""
-        place, item = self._find(number)
-        return self._prefixes[place] + item.key
+        """Path within its source; with several sources, preceded by the number of the source."""
+        source, item = self._find(number)
+        return f"{source}/{item.key}" if len(self.uris) > 1 else item.key
+
+    def size_bytes(self, number: int) -> int:
+        """Size when the source was listed."""
+        return self._find(number)[1].size_bytes
 
     def read(self, number: int) -> bytes:
-        """The file's bytes."""
-        place, item = self._find(number)
-        return self._sources[place].read(item)
+        """Content of the file."""
+        source, item = self._find(number)
+        return self._sources[source].read(item)
 
     def digest(self, *, num_threads: int) -> str:
-        """Digest of names and contents; of an object store, of what it says of the contents."""
+        """Digest of names and contents; of an object store, of its own digests of the contents."""
         with ThreadPoolExecutor(num_threads) as pool:
             contents = list(pool.map(self._content_digest, range(len(self))))
         return digest_of([(self.name(i), content) for i, content in enumerate(contents)])
@@ -63,6 +66,6 @@ class StoredImages:
             return UNREADABLE
 
     def _find(self, number: int) -> tuple[int, StoredObject]:
-        place = bisect_right(self._ends, number)
-        first = self._ends[place - 1] if place else 0
-        return place, self._items[place][number - first]
+        source = bisect_right(self._ends, number)
+        first = self._ends[source - 1] if source else 0
+        return source, self._items[source][number - first]
