@@ -141,7 +141,7 @@ class PretrainLoader:
             world_size=self._world_size,
         )
         numbers = self._order.image_at(positions).tolist()
-        return tuple(self._reader.entry(number).sha256 for number in numbers)
+        return tuple(entry.sha256 for entry in self._reader.entries(numbers))
 
     def close(self) -> None:
         """Stop the threads after the batches they are at and drop what is waiting."""
