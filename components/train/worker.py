@@ -20,8 +20,8 @@ from components.runtime.storage import download, download_if_newer, local_path, 
 from components.train.checkpoint_mirror import mirror_of
 from components.train.job import CHECKPOINTS, Job, Result, last_rows, write_result
 from components.train.observation import Collapsed, Observer
-from dinov2_core.data.decoding import UnreadableImage
 from dinov2_core.distributed.mesh import Ranks, process_group
+from dinov2_core.errors import UnreadableImage
 from dinov2_core.training.guard_state import NonFiniteLoss
 from dinov2_core.training.loop import TrainingRun
 

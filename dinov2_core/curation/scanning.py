@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from dinov2_core.curation.sources import ImageFiles
-from dinov2_core.data.decoding import MAX_PIXELS, UnreadableImage, image_format, open_image
+from dinov2_core.data.decoding import MAX_PIXELS, image_format, open_image
+from dinov2_core.errors import ObjectUnreadable, UnreadableImage
 
 
 class Refusal(StrEnum):
@@ -83,7 +84,7 @@ def scan_one(
     name = files.name(number)
     try:
         content = files.read(number)
-    except OSError:
+    except (OSError, ObjectUnreadable):
         return _refused(name, b"", Refusal.READ_FAILED, sha256="")
     sha256 = hashlib.sha256(content).hexdigest()
     try:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dinov2_core.errors import UnreadableImage
+
 DecodingFailure = Literal["empty", "not_an_image", "truncated", "unreadable", "too_many_pixels"]
 
 MAX_PIXELS = 89_478_485
@@ -29,16 +31,7 @@ _DAMAGE = (
     RuntimeError,  # the AVIF decoder's
 )
 
-
 Image.init()  # later, several threads would load the decoders at once
-
-
-class UnreadableImage(ValueError):
-    """Bytes that do not decode; `reason` says why in one word, the message in a sentence."""
-
-    def __init__(self, reason: DecodingFailure, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason: DecodingFailure = reason
 
 
 def decode_image(
@@ -102,7 +95,7 @@ def _load(content: bytes, max_pixels: int) -> Image.Image:
     image = _identify(content)
     width, height = image.size
     if width * height > max_pixels:
-        raise UnreadableImage(
+        raise _unreadable(
             "too_many_pixels", f"{width} x {height} is more than max_pixels {max_pixels}"
         )
     try:
@@ -114,15 +107,19 @@ def _load(content: bytes, max_pixels: int) -> Image.Image:
 
 def _identify(content: bytes) -> Image.Image:
     if not content:
-        raise UnreadableImage("empty", "the file holds no bytes")
+        raise _unreadable("empty", "the file holds no bytes")
     try:
         return Image.open(io.BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise UnreadableImage("not_an_image", "no known image format starts like this") from error
+        raise _unreadable("not_an_image", "no known image format starts like this") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage("too_many_pixels", str(error)) from error
+        raise _unreadable("too_many_pixels", str(error)) from error
     except _DAMAGE as error:
         raise _damaged(error) from error
+
+
+def _unreadable(reason: DecodingFailure, detail: str) -> UnreadableImage:
+    return UnreadableImage(f"{reason}: {detail}", reason=reason)
 
 
 def _damaged(error: Exception) -> UnreadableImage:
@@ -130,7 +127,7 @@ def _damaged(error: Exception) -> UnreadableImage:
     is_cut_off = isinstance(error, (EOFError, struct.error)) or any(
         sign in text for sign in ("truncated", "unexpected end", "not enough", "eof")
     )
-    return UnreadableImage("truncated" if is_cut_off else "unreadable", str(error))
+    return _unreadable("truncated" if is_cut_off else "unreadable", str(error))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -162,7 +159,7 @@ def _from_wide(image: Image.Image) -> Image.Image:
     if image.mode != "F" and values.min(initial=0) >= 0 and values.max(initial=0) <= 65_535:
         return Image.fromarray(np.rint(values / 257).astype(np.uint8))
     if not np.isfinite(values).all():
-        raise UnreadableImage("unreadable", "the image holds values that are not finite")
+        raise _unreadable("unreadable", "the image holds values that are not finite")
     low, high = values.min(initial=0), values.max(initial=0)
     scaled = (values - low) * (255 / (high - low) if high > low else 0)
     return Image.fromarray(np.rint(scaled).astype(np.uint8))

@@ -14,10 +14,11 @@ from PIL import Image
 
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.data.crops import CropRecipe, make_crops
-from dinov2_core.data.decoding import UnreadableImage, open_image
+from dinov2_core.data.decoding import open_image
 from dinov2_core.data.masking import MaskRecipe, batch_masks
 from dinov2_core.data.sampler import ImageOrder, rank_positions
 from dinov2_core.data.shards import ShardReader
+from dinov2_core.errors import UnreadableImage
 
 
 class PretrainLoader:
@@ -158,7 +159,7 @@ class PretrainLoader:
         except UnreadableImage as error:
             entry = self._reader.entry(number)
             raise UnreadableImage(
-                error.reason,
                 f"image {entry.sha256} at offset {entry.offset} of {entry.shard} does not decode "
                 f"({error}); leave it out of the data set",
+                reason=error.reason,
             ) from error

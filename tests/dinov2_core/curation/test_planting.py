@@ -12,7 +12,8 @@ import pytest
 
 from dinov2_core.curation.planting import Kind, PlantCounts, plant_defects
 from dinov2_core.curation.sources import MemoryImages
-from dinov2_core.data.decoding import UnreadableImage, decode_image
+from dinov2_core.data.decoding import decode_image
+from dinov2_core.errors import UnreadableImage
 
 COUNTS = PlantCounts(exact=4, near=30, leaks=6, corrupt=10, tiny=2)
 Loader = Callable[[str, int], MemoryImages]

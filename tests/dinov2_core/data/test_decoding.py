@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dinov2_core.data.decoding import UnreadableImage, decode_image, image_format, open_image
+from dinov2_core.data.decoding import decode_image, image_format, open_image
+from dinov2_core.errors import UnreadableImage
 
 
 def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:

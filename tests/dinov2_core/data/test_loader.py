@@ -15,10 +15,10 @@ from PIL import Image
 from dinov2_core.config.training import Crops as CropSettings
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.data.crops import CropRecipe
-from dinov2_core.data.decoding import UnreadableImage
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.masking import MaskRecipe
 from dinov2_core.data.shards import ShardReader, ShardWriter
+from dinov2_core.errors import UnreadableImage
 
 CROPS = CropRecipe(
     **CropSettings(
