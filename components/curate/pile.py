@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
-from components.runtime.image_sources import ObjectSource, StoredObject, open_source
+from components.runtime.image_sources.opening import open_source
+from components.runtime.image_sources.source import ImageSource, StoredObject, content_digest
 from components.runtime.manifests import digest_of
-
-UNREADABLE = "unreadable"
-"""Stands for the content of a file that cannot be read."""
 
 
 class StoredImages:
@@ -25,11 +22,11 @@ class StoredImages:
             places: Folders, glob patterns, Parquet files or s3:// prefixes.
 
         Raises:
-            StorageError: A place does not exist or cannot be listed.
+            InputError: A place does not exist or cannot be listed.
         """
         self.places = tuple(places)
-        self._sources: list[ObjectSource] = [open_source(place) for place in places]
-        self._items: list[list[StoredObject]] = [source.objects() for source in self._sources]
+        self._sources: list[ImageSource] = [open_source(place) for place in places]
+        self._items: list[Sequence[StoredObject]] = [source.objects() for source in self._sources]
         self._ends = list(accumulate(len(items) for items in self._items))
         self._prefixes = [f"{i}/" if len(places) > 1 else "" for i in range(len(places))]
 
@@ -53,13 +50,8 @@ class StoredImages:
         return digest_of([(self.name(i), content) for i, content in enumerate(contents)])
 
     def _content_digest(self, number: int) -> str:
-        _, item = self._find(number)
-        if item.etag:
-            return f"{item.size_bytes}-{item.etag}"
-        try:
-            return hashlib.sha256(self.read(number)).hexdigest()
-        except OSError:
-            return UNREADABLE
+        place, item = self._find(number)
+        return content_digest(self._sources[place], item)
 
     def _find(self, number: int) -> tuple[int, StoredObject]:
         place = bisect_right(self._ends, number)

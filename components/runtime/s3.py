@@ -31,6 +31,7 @@ from botocore.exceptions import (
 )
 
 from components.runtime.uris import SCHEME, bucket_and_key
+from dinov2_core.errors import ObjectUnreadable
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +56,6 @@ class StorageError(ValueError):
 
 class StoreUnreachable(StorageError):
     """The store does not answer, or not as it should; later it may."""
-
-
-class ObjectUnreadable(OSError):
-    """One object cannot be read, while the store answers; the others may be fine."""
 
 
 class ObjectTaken(Exception):
@@ -145,6 +142,31 @@ def read(uri: str) -> bytes:
         return _repeated(once, uri)
     except StorageError as error:
         if isinstance(error.__cause__, ClientError | _Damaged):
+            raise ObjectUnreadable(str(error)) from error
+        raise
+
+
+def read_range(found: RemoteObject, *, start: int, size: int) -> bytes:
+    """Some bytes of an object, as long as it is the one that was found.
+
+    Raises:
+        ObjectUnreadable: It was removed or replaced meanwhile, or may not be read.
+        StorageError: The store does not answer, or there are no credentials.
+    """
+    bucket, key = bucket_and_key(found.uri)
+    part = f"bytes={start}-{start + size - 1}"
+
+    def once() -> bytes:
+        answer = _client().get_object(Bucket=bucket, Key=key, Range=part, IfMatch=found.etag)
+        content: bytes = answer["Body"].read()
+        return content
+
+    try:
+        return _repeated(once, found.uri)
+    except StorageError as error:
+        if _code(error.__cause__) in REFUSED:
+            raise ObjectUnreadable(f"{found.uri} was replaced while it was read") from error
+        if isinstance(error.__cause__, ClientError):
             raise ObjectUnreadable(str(error)) from error
         raise
 

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from components.runtime import s3
 from components.runtime.manifests import write_atomically
-from components.runtime.s3 import ObjectUnreadable, RemoteObject, StorageError, StoreUnreachable
+from components.runtime.s3 import RemoteObject, StorageError, StoreUnreachable
 from components.runtime.uris import bucket_and_key, cache_directory, is_remote, join_uri, local_path
+from dinov2_core.errors import ObjectUnreadable
 
 __all__ = [
     "ObjectUnreadable",

@@ -21,7 +21,7 @@ from kfp import components, local
 from kfp.local import subprocess_task_handler
 
 from components.runtime.context import RunContext
-from components.runtime.image_sources import fixed_part
+from components.runtime.image_sources.folder import fixed_part
 from components.runtime.lease import leased
 from components.runtime.manifests import digest_of
 from components.runtime.processes import COMPUTING

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 from numpy.typing import NDArray
 
-from components.runtime.image_sources import open_source
+from components.runtime.image_sources.opening import open_source
 from components.runtime.progress import Reporter
 from components.runtime.registry import Predict, load_embedder
 from components.runtime.storage import StorageError

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from components.curate.pile import StoredImages
-from components.runtime.storage import StorageError
+from dinov2_core.errors import InputError
 
 
 def folder(path: Path, **files: bytes) -> str:
@@ -43,5 +43,5 @@ def test_the_digest_is_of_content_and_not_of_the_place(tmp_path: Path) -> None:
 
 def test_no_place_is_an_empty_pile_and_a_missing_one_an_error(tmp_path: Path) -> None:
     assert len(StoredImages([])) == 0
-    with pytest.raises(StorageError):
+    with pytest.raises(InputError):
         StoredImages([str(tmp_path / "none")])
