@@ -26,14 +26,14 @@ from dinov2_core.data.crops import CropRecipe
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.masking import MaskRecipe
 from dinov2_core.data.shards import ShardReader
-from dinov2_core.evaluation.health_pictures import (
+from dinov2_core.evaluation.figure_style import png_bytes
+from dinov2_core.evaluation.health_figures import (
     Panel,
     aligned_components,
     components_figure,
     crops_figure,
     curves_figure,
 )
-from dinov2_core.evaluation.pictures import png_bytes
 from dinov2_core.evaluation.preprocessing import Preprocessing, denormalise
 
 MAX_SHARE = 0.05
