@@ -10,6 +10,7 @@ from typing import get_args
 
 from components.ranks.launcher import add_launcher_flag, check_launch, run_job
 from components.runtime.context import RunContext
+from components.runtime.image_sources.labelled import read_labelled_set
 from components.runtime.manifests import (
     CheckpointManifest,
     DatasetManifest,
@@ -101,8 +102,8 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
     """Refuse what cannot train, before anything is started.
 
     Raises:
-        ValueError: More images in a batch than in the data set, or a probe whose images do not
-            exist.
+        ValueError: More images in a batch than in the data set.
+        InputError: A probe has no labelled images.
     """
     batch = config.learning.optimization.global_batch_size
     if batch > dataset.num_kept:
@@ -111,12 +112,9 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
             f"images that curation kept; choose at most {dataset.num_kept}, or give more images"
         )
     probe = config.probe
-    for place in (probe.train, probe.test) if probe else ():
-        if place and not Path(place).exists():
-            raise ValueError(
-                f"probe images {place} do not exist; set pretrain.probe to an existing folder or "
-                "Parquet file, or leave it out"
-            )
+    for uri in (probe.train, probe.test) if probe else ():
+        if uri:
+            read_labelled_set(uri)
 
 
 def starting_weights(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from components.runtime.image_sources.labelled import read_labelled_pair, read_labelled_set
 from components.train.config import Probe
 from components.train.job import Job
 from dinov2_core.config.training import TrainingConfig
@@ -18,14 +18,8 @@ from dinov2_core.data.shards import ShardReader
 from dinov2_core.distributed.mesh import Ranks
 from dinov2_core.evaluation.collapse import effective_rank
 from dinov2_core.evaluation.knn import knn_accuracies
-from dinov2_core.evaluation.labelled_set import (
-    LabelledPair,
-    LabelledSet,
-    read_labelled_pair,
-    read_labelled_set,
-)
+from dinov2_core.evaluation.labelled_set import EncodedImage, LabelledPair, LabelledSet
 from dinov2_core.evaluation.preprocessing import (
-    EncodedImage,
     Preprocessing,
     decode,
     normalise,
@@ -216,9 +210,9 @@ def _preprocessing(learning: TrainingConfig) -> Preprocessing:
 
 def _labelled_pair(probe: Probe) -> LabelledPair:
     if probe.test:
-        pair = read_labelled_pair(train=Path(probe.train), test=Path(probe.test))
+        pair = read_labelled_pair(train=probe.train, test=probe.test)
     else:
-        both = read_labelled_set(Path(probe.train))
+        both = read_labelled_set(probe.train)
         held_out = range(0, len(both), HELD_OUT)
         kept = sorted(set(range(len(both))) - set(held_out))
         if not kept:

@@ -37,7 +37,8 @@ class FolderSource:
             InputError: There is nothing of that name.
         """
         path = Path(pattern)
-        self._root, self._parts = path, (ANY_DEPTH,)
+        self._root = path
+        self._parts: tuple[str, ...] = (ANY_DEPTH,)
         self._paths_of_escaped: dict[str, Path] = {}
         if path.is_dir():
             return

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
 
 import boto3
 import mlflow
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
-from PIL import Image
-from sklearn.neighbors import KNeighborsClassifier
 
 from components.evaluate.main import main
 from components.runtime.manifests import EvaluationReport
@@ -28,9 +24,9 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
     whole = parquet.read_table(REPOSITORY / "pipelines/demo/fashion_mnist_test.parquet")
     for name, start in (("train", 0), ("test", 1)):
-        rows = whole.take(pa.array(range(start, 300, 2)))
+        rows = whole.take(pa.array(range(start, 160, 2)))
         parquet.write_table(rows, folder / f"{name}.parquet")
-        for number, row in enumerate(rows.slice(0, 60).to_pylist()):
+        for number, row in enumerate(rows.to_pylist()):
             path = folder / name / str(row["label"]) / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(row["image"])
@@ -69,30 +65,6 @@ def report(sets: Path, home: Path) -> EvaluationReport:
     return evaluated(str(sets), home)
 
 
-def pixels_of(path: Path) -> tuple[np.ndarray, list[str]]:
-    table = parquet.read_table(path)
-    images = [
-        np.asarray(Image.open(io.BytesIO(content))).ravel()
-        for content in table["image"].to_pylist()
-    ]
-    return np.stack(images).astype(np.float32) / 255, table["label"].to_pylist()
-
-
-def test_numbers_stand_beside_two_baselines_on_the_same_split(
-    report: EvaluationReport, sets: Path
-) -> None:
-    for kind in ("knn1_top1", "knn5_top1", "knn_top1", "logistic_top1"):
-        for suffix in ("", "_untrained", "_pixels"):
-            assert 0 <= report.metrics[f"clothes/{kind}{suffix}"] <= 1
-    assert report.metrics["clothes/knn_top1"] == report.metrics["clothes/knn5_top1"]
-    train, train_labels = pixels_of(sets / "train.parquet")
-    test, test_labels = pixels_of(sets / "test.parquet")
-    nearest = KNeighborsClassifier(1, metric="cosine").fit(train * 2 - 1, train_labels)
-    expected = nearest.score(test * 2 - 1, test_labels)
-    assert report.metrics["clothes/knn1_top1_pixels"] == pytest.approx(expected, abs=1e-9)
-    assert 1 <= report.metrics["collapse/effective_rank"] <= 32
-
-
 def test_pictures_lie_on_disk_and_in_mlflow(report: EvaluationReport, home: Path) -> None:
     names = {Path(path).name for path in report.pictures}
     assert names == {
@@ -117,15 +89,6 @@ def test_sets_in_a_store_are_measured_like_local_ones(
     assert remote.metrics == report.metrics
     again = evaluated("s3://pile/sets", home)
     assert again == remote  # found by what the store says of the contents
-
-
-def test_without_labels_collapse_is_measured_all_the_same(home: Path) -> None:
-    report = evaluated("", home)
-    assert set(report.metrics) == {
-        "collapse/effective_rank", "collapse/feature_deviation", "collapse/mean_cosine",
-        "collapse/prototype_share", "collapse/effective_prototypes",
-    }  # fmt: skip
-    assert [Path(path).name for path in report.pictures] == ["patch_components.png"]
 
 
 def test_moved_sets_are_the_same_evaluation(
