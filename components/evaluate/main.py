@@ -101,7 +101,7 @@ def _evaluate(
     )
     metrics: dict[str, float] = {}
     for one in config.sets:
-        metrics |= evaluation.measure_labelled(one.name, _labelled_pair(one))
+        metrics |= evaluation.measure_labelled(one.name, labelled_pair(one))
     with ShardReader(stage.download(dataset.shards_uri)) as reader:
         metrics |= evaluation.measure_collapse(reader)
     directory = stage.directory / "figures"
@@ -121,7 +121,12 @@ def _evaluate(
     )
 
 
-def _labelled_pair(one: EvaluationSet) -> LabelledPair:
+def labelled_pair(one: EvaluationSet) -> LabelledPair:
+    """The images of a set; the key of the user's spec is named in errors.
+
+    Raises:
+        InputError: They cannot be read, or the classes of train and test differ.
+    """
     try:
         return read_labelled_pair(train=one.train, test=one.test)
     except InputError as error:

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from components.evaluate.main import main
+from components.evaluate.config import EvaluationSet
+from components.evaluate.main import labelled_pair, main
 from components.runtime.manifests import EvaluationReport
 from dinov2_core.errors import InputError
 from tests.components.teachers import dataset_of, random_checkpoint
@@ -20,16 +21,15 @@ REPOSITORY = Path(__file__).parents[3]
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two labelled sets: train.parquet and test.parquet, train/CLASS and test/CLASS."""
+    """Labelled images in two forms: train/CLASS and test.parquet."""
     folder = tmp_path_factory.mktemp("sets")
     whole = parquet.read_table(REPOSITORY / "pipelines/demo/fashion_mnist_test.parquet")
-    for name, start in (("train", 0), ("test", 1)):
-        rows = whole.take(pa.array(range(start, 160, 2)))
-        parquet.write_table(rows, folder / f"{name}.parquet")
-        for number, row in enumerate(rows.to_pylist()):
-            path = folder / name / str(row["label"]) / f"{number}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(row["image"])
+    rows = whole.slice(0, 80).to_pylist()
+    parquet.write_table(whole.slice(80, 80), folder / "test.parquet")
+    for number, row in enumerate(rows):
+        path = folder / "train" / str(row["label"]) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(row["image"])
     return folder
 
 
@@ -43,12 +43,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, photographs: list[bytes]) -> 
 
 
 def evaluated(sets: str, home: Path) -> EvaluationReport:
-    """Of both sets below a path or URI; without one, of none."""
-    values = [
-        {"name": name, **{half: f"{sets}/{half}{ending}" for half in ("train", "test")}}
-        for name, ending in (("clothes", ".parquet"), ("folders", ""))
-        if sets
-    ]
+    """Of train images in class folders and test images in a table, below a path or URI."""
+    values = [{"name": "clothes", "train": f"{sets}/train", "test": f"{sets}/test.parquet"}]
     flags = {
         "config": json.dumps({"sets": values, "settings": {"neighbours": [1, 5]}}),
         "context": json.dumps({"workdir": str(home), "run_id": "r", "run_name": "r"}),
@@ -68,8 +64,7 @@ def report(sets: Path, home: Path) -> EvaluationReport:
 def test_pictures_lie_on_disk_and_in_mlflow(report: EvaluationReport, home: Path) -> None:
     names = {Path(path).name for path in report.pictures}
     assert names == {
-        f"{name}_{figure}.png"
-        for name in ("clothes", "folders")
+        f"clothes_{figure}.png"
         for figure in ("accuracy", "neighbours", "patch_components", "scatter")
     }
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in report.pictures)
@@ -98,9 +93,10 @@ def test_moved_sets_are_the_same_evaluation(
     assert evaluated(str(tmp_path / "moved"), home) == report
 
 
-def test_classes_that_differ_name_the_set(sets: Path, home: Path, tmp_path: Path) -> None:
-    shutil.copytree(sets, tmp_path / "sets")
-    (tmp_path / "sets/test/umbrella").mkdir()
-    (tmp_path / "sets/test/umbrella/1.png").write_bytes(b"")
-    with pytest.raises(InputError, match="evaluation_sets: folders: .* only test has umbrella"):
-        evaluated(str(tmp_path / "sets"), home)
+def test_classes_that_differ_name_the_set(sets: Path, tmp_path: Path) -> None:
+    parquet.write_table(
+        pa.table({"image": [b""] * 2, "label": ["bag", "umbrella"]}), tmp_path / "t"
+    )
+    differing = EvaluationSet(name="clothes", train=f"{sets}/train", test=str(tmp_path / "t"))
+    with pytest.raises(InputError, match="evaluation_sets: clothes: .* only test has umbrella"):
+        labelled_pair(differing)
