@@ -44,7 +44,7 @@ class JobState:
 
 
 def job_state(job: dict[str, Any], *, has_run: bool) -> JobState:
-    """The state of a TrainJob or a PyTorchJob.
+    """The state of a TrainJob.
 
     Args:
         job: The object as the API server gives it.
@@ -62,18 +62,15 @@ def job_state(job: dict[str, Any], *, has_run: bool) -> JobState:
             phase=phase, reason=found.get("reason", ""), message=found.get("message", "")
         )
 
-    for kind in ("Complete", "Succeeded"):
-        if holds(kind):
-            return state("complete", kind)
+    if holds("Complete"):
+        return state("complete", "Complete")
     if holds("Failed"):
         return state("failed", "Failed")
     if holds("Suspended"):
         is_queued = QUEUE_LABEL in job["metadata"].get("labels", {})
         return state("waiting for quota" if is_queued else "suspended", "Suspended")
     progress = (status.get("trainerStatus") or {}).get("progressPercentage")
-    if holds("Restarting"):
-        return state("restarting", "Restarting")
-    if _pods_are_ready(status) or holds("Running"):
+    if _pods_are_ready(status):
         return JobState(phase="running", progress_percent=progress)
     return JobState(phase="restarting" if has_run else "created", progress_percent=progress)
 

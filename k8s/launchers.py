@@ -1,10 +1,10 @@
-"""Ways of starting the ranks of a training, as a spec names them and as a stage is told them."""
+"""How the ranks of a training are started: settings of a spec, and the parameter of a stage."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 
 from k8s.placement import TrainingPods
 from k8s.values import DnsName, Values
@@ -19,8 +19,8 @@ class Processes(Values):
     kind: Literal["processes"] = "processes"
 
 
-class _ClusterJob(Values):
-    """What becomes of a job of the cluster."""
+class TrainJob(Values):
+    """A TrainJob of Kubeflow Trainer v2."""
 
     on_stop: Literal["delete", "suspend"] = "delete"
     """What happens to it when the step that follows it is stopped or runs out of time."""
@@ -28,26 +28,9 @@ class _ClusterJob(Values):
     """What happens to it when it is done."""
     after_failure: Literal["delete", "keep"] = "keep"
     """What happens to it when it has failed; a kept one goes with the step's pod."""
-
-
-class TrainJob(_ClusterJob):
-    """A TrainJob of Kubeflow Trainer v2."""
-
     kind: Literal["trainjob"] = "trainjob"
     runtime: DnsName = RUNTIME
     """TrainingRuntime in the same namespace."""
-
-
-class PyTorchJob(_ClusterJob):
-    """A PyTorchJob, for clusters that still run Kubeflow's training operator v1."""
-
-    kind: Literal["pytorchjob"] = "pytorchjob"
-    max_restarts: int = Field(10, ge=0)
-    """Container restarts before the job fails; the operator cannot tell wrong input apart."""
-
-
-Launcher = Annotated[Processes | TrainJob | PyTorchJob, Field(discriminator="kind")]
-"""As a spec names it."""
 
 
 class TrainJobLaunch(TrainJob):
@@ -57,19 +40,27 @@ class TrainJobLaunch(TrainJob):
     """What the ranks run in."""
 
 
-class PyTorchJobLaunch(PyTorchJob):
-    """A PyTorchJob and its pods."""
-
-    pods: TrainingPods
-    """What the ranks run in."""
-
-
-ClusterLaunch = TrainJobLaunch | PyTorchJobLaunch
-Launch = Annotated[Processes | TrainJobLaunch | PyTorchJobLaunch, Field(discriminator="kind")]
-"""As a stage is told it, in the parameter `launcher`."""
+def _check_not_pytorchjob(value: Any) -> Any:
+    if isinstance(value, dict) and value.get("kind") == "pytorchjob":
+        raise ValueError(
+            "kind pytorchjob is no longer supported, because Kubeflow's training operator v1 is "
+            "deprecated; install Kubeflow Trainer v2 and set kind to trainjob (no max_restarts)"
+        )
+    return value
 
 
-def read_launch(text: str) -> Processes | TrainJobLaunch | PyTorchJobLaunch:
+Launcher = Annotated[
+    Annotated[Processes | TrainJob, Field(discriminator="kind")],
+    BeforeValidator(_check_not_pytorchjob),
+]
+"""As a spec names it."""
+
+ClusterLaunch = TrainJobLaunch
+Launch = Annotated[Processes | TrainJobLaunch, Field(discriminator="kind")]
+"""As a stage receives it, in the parameter `launcher`."""
+
+
+def read_launch(text: str) -> Processes | TrainJobLaunch:
     """The launch that a stage's parameter describes.
 
     Args:
@@ -78,18 +69,14 @@ def read_launch(text: str) -> Processes | TrainJobLaunch | PyTorchJobLaunch:
     Raises:
         pydantic.ValidationError: It is not one, with the path of what is wrong.
     """
-    adapter: TypeAdapter[Processes | TrainJobLaunch | PyTorchJobLaunch] = TypeAdapter(Launch)
+    adapter: TypeAdapter[Processes | TrainJobLaunch] = TypeAdapter(Launch)
     return adapter.validate_json(text)
 
 
-def launch_of(
-    launcher: Processes | TrainJob | PyTorchJob, *, pods: TrainingPods
-) -> Processes | TrainJobLaunch | PyTorchJobLaunch:
+def launch_of(launcher: Processes | TrainJob, *, pods: TrainingPods) -> Processes | TrainJobLaunch:
     """The launch of a spec's launcher with these pods."""
     match launcher:
         case Processes():
             return launcher
         case TrainJob():
             return TrainJobLaunch(**launcher.model_dump(), pods=pods)
-        case PyTorchJob():
-            return PyTorchJobLaunch(**launcher.model_dump(), pods=pods)

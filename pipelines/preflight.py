@@ -8,23 +8,30 @@ from pathlib import Path
 from components.curate.config import TimmEmbedding, TorchScriptEmbedding
 from components.runtime.image_sources.labelled import check_stray_files, read_labelled_set
 from components.runtime.image_sources.opening import open_source
+from components.runtime.mlflow_requests import check_reachable
+from components.runtime.retry import QUICK, retrying_with
 from components.runtime.storage import find_object, is_remote
-from components.runtime.tracking import TrackingUnreachable, check_reachable
-from components.train.config import is_weights_file
-from dinov2_core.errors import DinopipeError, LabelsMismatch
+from components.train.config import is_weights_file, weights_file
+from dinov2_core.errors import LabelsMismatch, UserError
 from dinov2_core.evaluation.labelled_set import LabelledPair, LabelledSet
 from pipelines.spec.pipeline_spec import PipelineSpec
 from pipelines.spec.problems import Problem
-
-NOT_READABLE = (DinopipeError, ValueError)
-"""What reading inputs raises."""
 
 MIN_TRAIN_IMAGES = 20
 """A tenth of the train images is held out, see `dinov2_core.evaluation.logistic`."""
 
 
-def check_places(spec: PipelineSpec) -> list[Problem]:
-    """Problems with what lies outside the spec: data, labels, weights, tracking server."""
+def check_inputs(spec: PipelineSpec) -> list[Problem]:
+    """Problems with what lies outside the spec: data, labels, weights, tracking server.
+
+    Raises:
+        TransientError: The store or the tracking server does not answer.
+    """
+    with retrying_with(QUICK):
+        return _problems(spec)
+
+
+def _problems(spec: PipelineSpec) -> list[Problem]:
     problems = [
         *_image_problems(spec.images.uri, path="images.uri"),
         *_evaluation_problems(spec),
@@ -37,7 +44,7 @@ def check_places(spec: PipelineSpec) -> list[Problem]:
         )
     try:
         check_reachable(spec.tracking.uri)
-    except TrackingUnreachable as error:
+    except UserError as error:
         problems.append(Problem(path="tracking.uri", value=None, message=str(error)))
     return problems
 
@@ -45,7 +52,7 @@ def check_places(spec: PipelineSpec) -> list[Problem]:
 def _image_problems(uri: str, *, path: str) -> list[Problem]:
     try:
         items = open_source(uri).objects()
-    except NOT_READABLE as error:
+    except UserError as error:
         return [Problem(path=path, value=None, message=str(error))]
     if not items:
         message = "holds no file; name a folder, a glob pattern or a prefix that holds images"
@@ -93,7 +100,7 @@ def _labelled_sets(
         try:
             sets[half] = read_labelled_set(uri)
             check_stray_files(sets[half])
-        except NOT_READABLE as error:
+        except UserError as error:
             problems.append(Problem(path=f"{path}.{half}", value=None, message=str(error)))
     if len(sets) == 2:
         try:
@@ -115,7 +122,7 @@ def _file_problems(spec: PipelineSpec) -> list[Problem]:
             pass
     weights = spec.pretrain.initial_weights
     if is_weights_file(weights):
-        files.append(("pretrain.initial_weights", weights))
+        files.append(("pretrain.initial_weights", str(weights_file(weights))))
     problems = [
         Problem(path=path, value=file, message="does not exist; name an existing file")
         for path, file in files
@@ -134,7 +141,7 @@ def _weights_problems(source: str) -> list[Problem]:
     try:
         if is_remote(source):
             find_object(source)
-    except NOT_READABLE as error:
+    except UserError as error:
         return [Problem(path=path, value=None, message=str(error))]
     return []
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from components.evaluate.config import EvaluateSettings
-from components.runtime.manifests import TeacherConfig
 from components.runtime.progress import Reporter
+from dinov2_core.config.backbone import TeacherConfig
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.evaluation import feature_figures as figures
 from dinov2_core.evaluation.baselines import raw_pixels, untrained

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from components.local_paths import LocalPath
 from components.ranks.config import Topology as Topology
 from dinov2_core.config.frozen import Frozen
 from dinov2_core.config.training import TrainingConfig
@@ -25,16 +27,22 @@ def is_weights_file(source: str) -> bool:
     return bool(source) and not source.startswith(("s3://", "timm:", "models:/"))
 
 
+def weights_file(source: str) -> Path:
+    """The file of starting weights that a path names: itself, or in a folder of Hugging Face."""
+    path = Path(source)
+    return path / "model.safetensors" if path.is_dir() else path
+
+
 class Probe(Frozen):
     """A small labelled set on which the teacher is measured while it trains.
 
     It changes nothing that is learned.
     """
 
-    train: str
+    train: LocalPath
     """Labelled images: a folder or s3:// prefix with one folder per class, or a Parquet file or
     object with the columns image and label."""
-    test: str = ""
+    test: LocalPath = ""
     """Images to classify, of the same form; empty holds out every fifth image of `train`."""
     every_steps: int = Field(1000, ge=1)
     """Steps between two measurements; the last step is measured as well."""
@@ -57,11 +65,11 @@ class TrainStage(Frozen):
     """What is learned."""
     topology: Topology = Topology()
     """Where."""
-    initial_weights: str = ""
+    initial_weights: LocalPath = ""
     """Teacher to start from: a file (a DINOv2 release or checkpoint, timm's or Hugging Face's
-    safetensors, a teacher of this program), an s3:// path of one, timm:NAME.TAG, or
-    models:/NAME@ALIAS of the run's tracking store. Empty starts from the given checkpoint manifest,
-    or from random weights where there is none."""
+    safetensors, a teacher of this program), a folder with a model.safetensors, an s3:// path of a
+    file, timm:NAME.TAG, or models:/NAME@ALIAS of the run's tracking store. Empty starts from the
+    given checkpoint manifest, or from random weights where there is none."""
     probe: Probe | None = None
     """Measures the teacher now and then; not at all when null."""
 

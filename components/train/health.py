@@ -22,9 +22,7 @@ from components.runtime.tracking import StageRun
 from components.train.job import Job
 from components.train.metrics import PHASES
 from dinov2_core.config.training import TrainingConfig
-from dinov2_core.data.crops import CropRecipe
 from dinov2_core.data.loader import PretrainLoader
-from dinov2_core.data.masking import MaskRecipe
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.evaluation.figure_style import png_bytes
 from dinov2_core.evaluation.health_figures import (
@@ -35,6 +33,7 @@ from dinov2_core.evaluation.health_figures import (
     curves_figure,
 )
 from dinov2_core.evaluation.preprocessing import Preprocessing, denormalise
+from dinov2_core.training.batches import mask_recipe
 
 MAX_SHARE = 0.05
 """Drawing takes at most this share of the time: a checkpoint that follows too soon is left out."""
@@ -201,19 +200,13 @@ class HealthPage:
 
     def _crops(self, step: int) -> Figure:
         """A few images as the loader makes them, with the masks of a small batch."""
-        crops, patch = self._learning.crops, self._learning.backbone.patch_size_pixels
-        side = crops.global_crop_size_pixels // patch
+        crops, side = self._learning.crops, self._learning.grid_side
         with ShardReader(self._job.images) as reader:
             num_images = min(NUM_CROPPED, len(reader))
             with PretrainLoader(
                 reader,
-                crops=CropRecipe(**crops.model_dump()),
-                masks=MaskRecipe(
-                    grid_height=side,
-                    grid_width=side,
-                    probability=self._learning.masking.probability,
-                    ratio=self._learning.masking.ratio,
-                ),
+                crops=crops,
+                masks=mask_recipe(self._learning),
                 seed=self._learning.seed,
                 global_batch_size=num_images,
                 rank=0,

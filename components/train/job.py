@@ -46,7 +46,7 @@ class Job(RanksJob):
         result = read_result(self)
         return result is not None and result.is_finished
 
-    def how_far(self) -> str:
+    def progress_description(self) -> str:
         """The last step, which has a checkpoint."""
         result = read_result(self)
         return f"after step {result.step}, with a checkpoint" if result else "before any step"
@@ -110,7 +110,7 @@ class Result(Frozen):
 def places_to_look_at(job: Job) -> dict[Path, str]:
     """What the main rank keeps on its node for people to look at, and where all nodes see it."""
     kept = (job.metrics, job.health, job.starting_report, job.trace)
-    return {path: job.place_of(path) for path in kept} | {
+    return {path: job.uri_of(path) for path in kept} | {
         job.progress: job.context.uri_of(job.progress)
     }
 

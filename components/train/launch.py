@@ -14,13 +14,11 @@ from components.runtime.image_sources.labelled import read_labelled_set
 from components.runtime.manifests import (
     CheckpointManifest,
     DatasetManifest,
-    TeacherConfig,
     digest_of_file,
 )
 from components.runtime.stage import (
     Stage,
     StageContext,
-    StageFailed,
     context_of,
     run_stage,
     stage_parser,
@@ -28,6 +26,8 @@ from components.runtime.stage import (
 from components.runtime.storage import download, exists, upload
 from components.train.config import TrainStage
 from components.train.job import CHECKPOINTS, Job, Phase, read_result
+from dinov2_core.config.backbone import TeacherConfig
+from dinov2_core.errors import StageFailed
 from k8s.launchers import ClusterLaunch, Processes, read_launch
 
 logger = logging.getLogger(__name__)
@@ -92,8 +92,7 @@ def _stage(
         },
         parents=(dataset, pretrained) if pretrained else (dataset,),
         work=work,
-        metrics=_metrics,
-        holds=lambda manifest, _: exists(manifest.teacher_uri),
+        is_intact=lambda manifest, _: exists(manifest.teacher_uri),
         scratch=(CHECKPOINTS,),  # the ranks bring them to the store
     )
 
@@ -124,7 +123,7 @@ def starting_weights(
 
     Raises:
         ValueError: There are no such weights.
-        StorageError: The store does not answer.
+        StoreRefused, StoreUnavailable: The store refuses, or does not answer.
     """
     if config.initial_weights:
         from components.train.starting_weights import fetch_weights  # most runs fetch nothing
@@ -194,8 +193,3 @@ def _train(
         final_losses=result.final_losses,
         images_per_second=result.images_per_second,
     )
-
-
-def _metrics(manifest: CheckpointManifest) -> dict[str, float]:
-    losses = {f"final_loss/{name}": value for name, value in manifest.final_losses.items()}
-    return {**losses, "images_per_second": manifest.images_per_second}

@@ -25,7 +25,7 @@ from dinov2_core.evaluation.preprocessing import (
     normalise,
     resize_and_crop,
 )
-from dinov2_core.training.guard_state import collapse_signs
+from dinov2_core.training.guard_state import collapse_warnings
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.step_report import StepReport
 
@@ -103,7 +103,7 @@ class Observer:
             rank = effective_rank(self._fixed.features().cpu())
             indicators["effective_rank"] = self._agreed(rank)
             metrics["teacher/effective_rank"] = indicators["effective_rank"]
-        signs = collapse_signs(
+        signs = collapse_warnings(
             watch,
             step=step,
             num_prototypes=self._learning.dino.head.num_prototypes,

@@ -11,7 +11,7 @@ from statistics import fmean
 from types import TracebackType
 from typing import Self
 
-from components.runtime.copying import Copier
+from components.runtime.periodic_upload import PeriodicUpload
 from components.runtime.progress import Reporter
 from components.train.health import HealthPage
 from components.train.job import Job, places_to_look_at
@@ -52,7 +52,7 @@ class Record:
     def __enter__(self) -> Self:
         job = self._job
         with ExitStack() as stack:
-            stack.enter_context(Copier(places_to_look_at(job)))
+            stack.enter_context(PeriodicUpload(places_to_look_at(job)))
             self._recorder = stack.enter_context(open_recorder(job, first_step=self._first_step))
             self._profiler = stack.enter_context(
                 step_profiler(

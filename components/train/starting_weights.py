@@ -1,4 +1,4 @@
-"""Brings starting weights to this machine, whatever address they are named by."""
+"""Downloads starting weights, whatever address they are named by."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from components.runtime.manifests import digest_of_file
-from components.runtime.registry import fetch_teacher
+from components.runtime.registry import download_teacher
 from components.runtime.storage import download_object, is_remote
-from components.train.config import is_weights_file
+from components.train.config import is_weights_file, weights_file
+from dinov2_core.errors import InputError
 
 TIMM = "timm:"
 
 
 def fetch_weights(source: str, *, directory: Path, tracking_uri: str) -> Path:
-    """The file that starting weights are in, fetched where they are not a path.
+    """The file that starting weights are in, downloaded where they are not a path.
 
-    Fetched files stay in the directory, which all ranks must see; the same content is not kept
+    Downloaded files stay in the directory, which all ranks must see; the same content is not kept
     twice.
 
     Args:
-        source: A path, s3://BUCKET/KEY, timm:NAME.TAG, or models:/NAME@ALIAS.
-        directory: Where fetched files go.
+        source: A path (see `weights_file`), s3://BUCKET/KEY, timm:NAME.TAG, or
+            models:/NAME@ALIAS.
+        directory: Where downloaded files go.
         tracking_uri: Store or server that holds registered models.
 
     Raises:
-        ValueError: There is no such file, network of timm or registered teacher, or timm's
+        InputError: There is no such file, network of timm or registered teacher, or timm's
             weights cannot be downloaded.
-        StorageError: S3 does not give the object.
-        TrackingUnreachable: The tracking server does not answer.
+        StoreRefused, StoreUnavailable: S3 refuses, or does not answer.
+        TrackingRefused, TrackingUnavailable: The tracking server refuses, or does not answer.
     """
     if is_remote(source):
         return download_object(source, directory=directory)
@@ -39,20 +41,22 @@ def fetch_weights(source: str, *, directory: Path, tracking_uri: str) -> Path:
         return _from_timm(source, directory=directory)
     if not is_weights_file(source):
         return _from_registry(source, directory=directory, tracking_uri=tracking_uri)
-    if not Path(source).is_file():
-        raise ValueError(
-            f"weights {source} named by initial_weights do not exist; name an existing file"
+    path = weights_file(source)
+    if not path.is_file():
+        raise InputError(
+            f"weights {path} named by initial_weights do not exist; name an existing file, or a "
+            "folder with a model.safetensors"
         )
-    return Path(source)
+    return path
 
 
 def _from_timm(source: str, *, directory: Path) -> Path:
     name = source.removeprefix(TIMM)
-    place = directory / name
     try:
-        return Path(hf_hub_download(f"timm/{name}", "model.safetensors", local_dir=place))
+        file = hf_hub_download(f"timm/{name}", "model.safetensors", local_dir=directory / name)
+        return Path(file)
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(
+        raise InputError(
             f"initial_weights {source} cannot be downloaded from the Hugging Face Hub "
             f"({type(error).__name__}); check the name with its tag, and the network, or download "
             f"model.safetensors of timm/{name} elsewhere and name the file"
@@ -63,6 +67,6 @@ def _from_registry(source: str, *, directory: Path, tracking_uri: str) -> Path:
     """The weights of a registered teacher, named by their digest: an alias may move."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        files = fetch_teacher(source, tracking_uri=tracking_uri, directory=Path(scratch))
+        files = download_teacher(source, tracking_uri=tracking_uri, directory=Path(scratch))
         path = directory / f"{digest_of_file(files.weights)[:32]}.safetensors"
         return files.weights.replace(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import threading
@@ -17,12 +16,12 @@ from components.ranks.worker_main import run_rank
 from components.runtime.manifests import write_atomically
 from components.runtime.progress import Reporter
 from components.runtime.storage import download, download_if_newer, local_path, upload, write_text
-from components.train.checkpoint_mirror import mirror_of
 from components.train.job import CHECKPOINTS, Job, Result, last_rows, write_result
-from components.train.observation import Collapsed, Observer
+from components.train.observation import Observer
+from components.train.remote_checkpoints import remote_checkpoints_of
 from dinov2_core.distributed.mesh import Ranks, process_group
-from dinov2_core.errors import UnreadableImage
-from dinov2_core.training.guard_state import NonFiniteLoss
+from dinov2_core.errors import NonFiniteLoss
+from dinov2_core.training.guard_state import Diagnosis
 from dinov2_core.training.loop import TrainingRun
 
 MEAN_STEPS = 50
@@ -31,17 +30,16 @@ MEAN_STEPS = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train; exit codes are 0 finished, 75 stopped by SIGTERM with a checkpoint, 2 wrong input."""
-    return run_rank(
-        argv, kind=Job, work=_train, wrong_input=(NonFiniteLoss, Collapsed, UnreadableImage)
-    )
+    return run_rank(argv, kind=Job, work=_train)
 
 
 def _train(job: Job, stop: threading.Event) -> bool:
     try:
         return _take_steps(job, stop)
     except NonFiniteLoss as error:
+        assert isinstance(error.diagnosis, Diagnosis), error.diagnosis
         text = json.dumps(asdict(error.diagnosis), indent=2) + "\n"
-        write_text(job.place_of(job.diagnosis), text)
+        write_text(job.uri_of(job.diagnosis), text)
         raise
 
 
@@ -49,13 +47,11 @@ def _take_steps(job: Job, stop: threading.Event) -> bool:
     torch.set_num_threads(job.stage.topology.threads_per_process)
     _fetch_inputs(job)
     with process_group(num_replicas=job.stage.topology.num_replicas) as ranks:
-        if not ranks.is_main_rank:
-            logging.disable(logging.WARNING)
         run = TrainingRun(
             job.stage.learning,
             ranks=ranks,
             checkpoints=job.checkpoints,
-            mirror=mirror_of(job),
+            remote=remote_checkpoints_of(job),
             starting_weights=local_path(job.starting_weights) if job.starting_weights else None,
         )
         if ranks.is_main_rank and run.starting_report is not None:
@@ -86,7 +82,7 @@ def _fetch_inputs(job: Job) -> None:
         download(job.starting_weights)
     if is_main_rank:
         for place in (job.metrics, job.health):
-            download_if_newer(job.place_of(place))
+            download_if_newer(job.uri_of(place))
 
 
 def _follow(run: TrainingRun, *, job: Job, ranks: Ranks, should_stop: Callable[[], bool]) -> None:

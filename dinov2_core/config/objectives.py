@@ -1,4 +1,4 @@
-"""Settings of the objective: heads, losses and teacher targets."""
+"""Settings of the objective: loss terms, heads and teacher targets."""
 
 from __future__ import annotations
 
@@ -73,3 +73,23 @@ class SoftmaxCentering(Frozen):
 
 
 Centering = Annotated[SinkhornKnopp | SoftmaxCentering, Field(discriminator="kind")]
+
+
+class Objectives(Frozen):
+    """Every loss term and what they share; a new term is a class above and a field here."""
+
+    dino: DinoObjective
+    """Objective of the cls token."""
+    ibot: IbotObjective
+    """Objective of the masked patches."""
+    koleo: KoleoObjective | None = KoleoObjective()
+    """Left out when null."""
+    centering: Centering = SinkhornKnopp()
+    """How teacher scores become targets."""
+    student_temperature: float = Field(0.1, gt=0)
+    """Softmax temperature of the student."""
+
+    @property
+    def patch_head(self) -> Head:
+        """Head of the masked patches: their own, or that of the cls token."""
+        return self.dino.head if isinstance(self.ibot.head, SharedHead) else self.ibot.head

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from dinov2_core.config.augmentation import NUM_GLOBAL_CROPS
+from dinov2_core.config.augmentation import Crops as CropSettings
 from dinov2_core.data.colors import (
     color_jitter,
     gaussian_blur,
@@ -20,7 +22,6 @@ from dinov2_core.data.colors import (
 )
 from dinov2_core.data.randomness import Stream, hashed_uniforms
 
-_NUM_GLOBAL_CROPS = 2
 _NUM_TRIES = 10
 _DRAWS_PER_BOX = 2 * _NUM_TRIES + 3
 _DRAWS_PER_COLOR = 13
@@ -30,39 +31,6 @@ _BLUR_SIGMA = (0.1, 2.0)
 _BLUR_RADIUS = 4
 _FULL_BLUR_SIZE = 96
 _SOLARIZE_THRESHOLD = 128 / 255
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CropRecipe:
-    """Multi-crop augmentation, arXiv:2104.14294; field by field what the settings call crops."""
-
-    global_crop_size_pixels: int
-    local_crop_size_pixels: int
-    num_local_crops: int
-    global_crop_scale: tuple[float, float]
-    """Smallest and largest share of the image's area in a global crop."""
-    local_crop_scale: tuple[float, float]
-    """Smallest and largest share of the image's area in a local crop."""
-    horizontal_flip_probability: float
-    color_jitter_probability: float
-    grayscale_probability: float
-    blur_probabilities: tuple[float, float, float]
-    """Of the first global, the second global and the local crops."""
-    solarize_probability: float
-    """Of the second global crop."""
-    mean: tuple[float, ...]
-    """Per channel; its length is the number of channels, 1 or 3."""
-    standard_deviation: tuple[float, ...]
-
-    @property
-    def num_channels(self) -> int:
-        """Channels C of images and crops."""
-        return len(self.mean)
-
-    @property
-    def num_crops(self) -> int:
-        """Crops of one image, global ones first."""
-        return _NUM_GLOBAL_CROPS + self.num_local_crops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +54,7 @@ class CropBoxes:
 
 
 def make_crops(
-    images: Sequence[Image.Image], positions: NDArray[np.int64], *, recipe: CropRecipe, seed: int
+    images: Sequence[Image.Image], positions: NDArray[np.int64], *, recipe: CropSettings, seed: int
 ) -> Crops:
     """All crops of a rank's images, a pure function of (images, positions, recipe, seed).
 
@@ -133,7 +101,7 @@ def make_crops(
 
 
 def crop_boxes(
-    sizes: NDArray[np.int64], positions: NDArray[np.int64], *, recipe: CropRecipe, seed: int
+    sizes: NDArray[np.int64], positions: NDArray[np.int64], *, recipe: CropSettings, seed: int
 ) -> CropBoxes:
     """Boxes and flips of every crop of images of the given sizes.
 
@@ -151,7 +119,7 @@ def crop_boxes(
     )
     num_local = recipe.num_local_crops
     scales = np.array(
-        [recipe.global_crop_scale] * _NUM_GLOBAL_CROPS + [recipe.local_crop_scale] * num_local
+        [recipe.global_crop_scale] * NUM_GLOBAL_CROPS + [recipe.local_crop_scale] * num_local
     )
     boxes = random_resized_boxes(
         np.repeat(sizes, recipe.num_crops, axis=0),
@@ -200,7 +168,7 @@ def augment_colors(
     pixels: Tensor,
     draws: Tensor,
     *,
-    recipe: CropRecipe,
+    recipe: CropSettings,
     blur_probability: float,
     solarize_probability: float,
 ) -> Tensor:
@@ -259,7 +227,7 @@ def _chosen(draws: Tensor, probability: float) -> Tensor:
     return (draws < probability).nonzero().flatten()
 
 
-def _crop_positions(positions: NDArray[np.int64], recipe: CropRecipe) -> NDArray[np.int64]:
+def _crop_positions(positions: NDArray[np.int64], recipe: CropSettings) -> NDArray[np.int64]:
     """One number for every crop of every image, [B * (G + L)]."""
     return (positions[:, None] * recipe.num_crops + np.arange(recipe.num_crops)).ravel()
 
@@ -274,23 +242,23 @@ def _central_boxes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _cut(
-    images: Sequence[Image.Image], crops: CropBoxes, recipe: CropRecipe
+    images: Sequence[Image.Image], crops: CropBoxes, recipe: CropSettings
 ) -> tuple[Tensor, Tensor]:
     """Global [2, B, C, S, S] and local [L, B, C, s, s] pixels, resized with antialiasing, uint8."""
     num_images, channels = len(images), recipe.num_channels
     large, small = recipe.global_crop_size_pixels, recipe.local_crop_size_pixels
     outputs = [
-        np.empty((_NUM_GLOBAL_CROPS, num_images, large, large, channels), dtype=np.uint8),
+        np.empty((NUM_GLOBAL_CROPS, num_images, large, large, channels), dtype=np.uint8),
         np.empty((recipe.num_local_crops, num_images, small, small, channels), dtype=np.uint8),
     ]
     boxes, flips = crops.boxes.tolist(), crops.is_flipped.tolist()
     for number, image in enumerate(images):
         for crop, (box, is_flipped) in enumerate(zip(boxes[number], flips[number], strict=True)):
-            is_local = crop >= _NUM_GLOBAL_CROPS
+            is_local = crop >= NUM_GLOBAL_CROPS
             size = small if is_local else large
             resized = image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(box))
             pixels = np.asarray(resized).reshape(size, size, -1)
-            target = outputs[is_local][crop - _NUM_GLOBAL_CROPS * is_local, number]
+            target = outputs[is_local][crop - NUM_GLOBAL_CROPS * is_local, number]
             target[:] = pixels[:, ::-1] if is_flipped else pixels
     first, second = (torch.from_numpy(output).permute(0, 1, 4, 2, 3) for output in outputs)
     return first, second

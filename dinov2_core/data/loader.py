@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinov2_core.config.augmentation import Crops
 from dinov2_core.data.batch import PretrainBatch
-from dinov2_core.data.crops import CropRecipe, make_crops
+from dinov2_core.data.crops import make_crops
 from dinov2_core.data.decoding import open_image
 from dinov2_core.data.masking import MaskRecipe, batch_masks
 from dinov2_core.data.sampler import ImageOrder, rank_positions
@@ -32,7 +33,7 @@ class PretrainLoader:
         self,
         reader: ShardReader,
         *,
-        crops: CropRecipe,
+        crops: Crops,
         masks: MaskRecipe,
         seed: int,
         global_batch_size: int,

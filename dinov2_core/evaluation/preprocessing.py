@@ -16,8 +16,8 @@ from dinov2_core.data.decoding import open_image
 from dinov2_core.errors import InputError, ObjectUnreadable, UnreadableImage
 from dinov2_core.evaluation.labelled_set import EncodedImage
 
-MAX_ASPECT_RATIO = 32
-"""Images that are longer lose the ends of their longer side before they are resized."""
+MAX_ASPECT = 16
+"""Longer over shorter side above which the ends, which the centre crop drops, are cut off first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,15 +77,15 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
 
     An image whose shorter side is at most size_pixels is resized to exactly that, so that a small
     image loses nothing to the crop beyond its longer side. Memory is bounded by
-    `MAX_ASPECT_RATIO`: what lies far from the centre is cut off first.
+    `MAX_ASPECT`: what lies far from the centre is cut off first.
 
     Returns:
         Pixels [S, S, C], uint8.
     """
     size = preprocessing.size_pixels
-    shorter = min(image.size)
-    image = _central_part(image, max_side_pixels=MAX_ASPECT_RATIO * shorter)
+    image = _without_far_ends(image)
     width, height = image.size
+    shorter = min(width, height)
     target = size if shorter <= size else preprocessing.resize_pixels
     if shorter != target:
         width, height = int(target * width / shorter), int(target * height / shorter)
@@ -95,15 +95,14 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
     return pixels.reshape(size, size, preprocessing.num_channels)
 
 
-def _central_part(image: Image.Image, *, max_side_pixels: int) -> Image.Image:
-    """An image without the ends of sides that are too long."""
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """The middle of an image so long that resizing it whole would fill the memory."""
     width, height = image.size
-    left, top = (max(side - max_side_pixels, 0) // 2 for side in (width, height))
-    if not left and not top:
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
         return image
-    return image.crop(
-        (left, top, left + min(width, max_side_pixels), top + min(height, max_side_pixels))
-    )
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def normalise(pixels: NDArray[np.uint8], *, preprocessing: Preprocessing) -> Tensor:

@@ -1,16 +1,16 @@
-"""The way to a Kubeflow Pipelines server: address, credentials, time limits, repeats, errors."""
+"""A client of Kubeflow Pipelines with credentials, time-outs, retries and errors that say more."""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import kfp
@@ -22,52 +22,45 @@ from kfp.client import (
 )
 from kfp_server_api import ApiException
 from kfp_server_api.rest import RESTClientObject
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, NewConnectionError, SSLError
+
+from dinov2_core.errors import PipelinesRefused, PipelinesUnavailable, SettingsError
 
 HOST_ENV = "KF_PIPELINES_ENDPOINT"
 TOKEN_ENV = "KF_PIPELINES_TOKEN"
 COOKIE_ENV = "KF_PIPELINES_COOKIE"
 CREDENTIAL_HEADERS = ("authorization", "cookie")
-LONGEST_PAUSE_SECONDS = 30.0
+TOO_MANY_REQUESTS = 429
+SERVER_ERRORS = range(500, 600)
+LONGEST_PAUSE_SECONDS = 30
+MAYBE_DONE = "; the request may have been carried out all the same: check before repeating it"
 
 
-class ClusterError(ValueError):
-    """The server did not do what it was asked; the message says what to check.
-
-    Attributes:
-        status: HTTP status; 0 if there was no answer.
-    """
-
-    def __init__(self, message: str, *, status: int) -> None:
-        super().__init__(message)
-        self.status = status
-
-    @property
-    def may_pass(self) -> bool:
-        """Whether the same request may succeed later: no answer, too many, or a server's fault."""
-        return self.status in (0, 429) or self.status >= 500
+class NoAnswer(PipelinesUnavailable):
+    """No connection, or no answer within the time-out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a request may take and how often it is repeated."""
+class RetryPolicy:
+    """Time-out and retries of a request."""
 
     timeout_seconds: float = 30.0
-    """Until a connection stands, and again until an answer arrives."""
-    pauses_seconds: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-    """Before each repetition; the server's Retry-After goes first."""
-
-
-PATIENCE = Patience()
+    """To connect, and again to answer."""
+    max_retries: int = 4
+    """A server's Retry-After is obeyed; a request that creates something is only repeated if the
+    server has not taken it."""
+    backoff_seconds: float = 1.0
+    """Doubles with each retry after the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What a server knows its caller by: at most one of them."""
+    """At most one of three ways to authenticate."""
 
     token: str = field(default="", repr=False)
     """Bearer token."""
     token_file: Path | None = None
-    """File with a bearer token, read anew for every request, because tokens are rotated."""
+    """File with a bearer token, read for every request, because tokens are rotated."""
     cookie: str = field(default="", repr=False)
     """Session cookie, such as `authservice_session=...`."""
 
@@ -75,48 +68,51 @@ class Credentials:
 def find_credentials(
     *, token_file: Path | None, cookie_file: Path | None, environment: Mapping[str, str]
 ) -> Credentials:
-    """Credentials from a file or the environment; a pod's projected token if there is nothing else.
+    """Credentials from a file, else from the environment, else a pod's projected token.
 
     Args:
         token_file: As named by the user.
         cookie_file: As named by the user.
-        environment: Variables KF_PIPELINES_TOKEN, KF_PIPELINES_COOKIE and, for the place of the
+        environment: Variables KF_PIPELINES_TOKEN, KF_PIPELINES_COOKIE and, for the path of the
             projected service account token, KF_PIPELINES_SA_TOKEN_PATH.
 
     Raises:
-        ValueError: A file is missing or empty, or two kinds of credentials are given.
+        SettingsError: A file is missing or empty, or there are two kinds of credentials.
     """
-    found = {
-        "--token-file": Credentials(token_file=token_file) if token_file else None,
-        "--cookie-file": Credentials(cookie=_secret_in(cookie_file)) if cookie_file else None,
-    }
+    token, cookie = (environment.get(name, "").strip() for name in (TOKEN_ENV, COOKIE_ENV))
+    found: dict[str, Credentials] = {}
     if token_file is not None:
-        _secret_in(token_file)
-    if not any(found.values()):
-        found = {
-            TOKEN_ENV: Credentials(token=environment.get(TOKEN_ENV, "").strip()),
-            COOKIE_ENV: Credentials(cookie=environment.get(COOKIE_ENV, "").strip()),
-        }
-    given = {name: value for name, value in found.items() if value not in (None, Credentials())}
-    if len(given) > 1:
-        raise ValueError(f"credentials are given twice, by {' and '.join(given)}; keep one")
-    for value in given.values():
-        if value is not None:
-            return value
+        _read_secret(token_file)
+        found["--token-file"] = Credentials(token_file=token_file)
+    if cookie_file is not None:
+        found["--cookie-file"] = Credentials(cookie=_read_secret(cookie_file))
+    if not found and token:
+        found[TOKEN_ENV] = Credentials(token=token)
+    if cookie and found.keys() <= {TOKEN_ENV}:
+        found[COOKIE_ENV] = Credentials(cookie=cookie)
+    if len(found) > 1:
+        raise SettingsError(f"credentials are given twice, by {' and '.join(found)}; keep one")
+    for credentials in found.values():
+        return credentials
     projected = Path(environment.get(KF_PIPELINES_SA_TOKEN_ENV) or KF_PIPELINES_SA_TOKEN_PATH)
     return Credentials(token_file=projected) if projected.exists() else Credentials()
 
 
-def _secret_in(path: Path) -> str:
+def _read_secret(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise ValueError(
+        raise SettingsError(
             f"credentials file {path} cannot be read ({error.strerror}); name another"
         ) from error
     if not text:
-        raise ValueError(f"credentials file {path} is empty; put the token or cookie into it")
+        raise SettingsError(f"credentials file {path} is empty; put the token or cookie into it")
     return text
+
+
+def resolve_host(host: str) -> str:
+    """The address a user gave, else the one in the environment."""
+    return host or os.environ.get(HOST_ENV, "")
 
 
 def connect(
@@ -125,7 +121,7 @@ def connect(
     namespace: str = "",
     credentials: Credentials | None = None,
     ca_file: Path | None = None,
-    patience: Patience = PATIENCE,
+    retry_policy: RetryPolicy | None = None,
 ) -> kfp.Client:
     """A client of a server; nothing is sent yet.
 
@@ -134,31 +130,33 @@ def connect(
         namespace: Of a multi-user installation; empty for a single-user one.
         credentials: None sends none.
         ca_file: Certificates to trust; None are those of the certifi package.
-        patience: Time limits and repetitions of every request.
+        retry_policy: None is the default.
 
     Raises:
-        ValueError: The address is missing or holds a password, or the file is missing.
+        SettingsError: The address is missing or holds a password, or the file is missing.
     """
     if not host:
-        raise ValueError(
+        raise SettingsError(
             f"no server to talk to; give --host https://... or set {HOST_ENV} (from this machine "
             "often http://localhost:8888 after kubectl port-forward -n kubeflow "
             "svc/ml-pipeline 8888)"
         )
     address = urlsplit(host if "://" in host else f"https://{host}")
     if address.username is not None or address.password is not None:
-        raise ValueError(
+        raise SettingsError(
             "--host holds a password; take it out and use --token-file or --cookie-file"
         )
     if address.scheme not in ("http", "https") or not address.hostname:
-        raise ValueError(f"--host {host!r} is no address; write it like https://kubeflow.example")
+        raise SettingsError(
+            f"--host {host!r} is no address; write it like https://kubeflow.example"
+        )
     if ca_file is not None and not ca_file.is_file():
-        raise ValueError(f"--ca-file {ca_file} is missing; name a file with PEM certificates")
+        raise SettingsError(f"--ca-file {ca_file} is missing; name a file with PEM certificates")
     credentials = credentials or Credentials()
     volume = credentials.token_file
     client = kfp.Client(
         host=address.geturl(),
-        # Where it is empty, the constructor asks the server for it, without a time limit.
+        # Where it is empty, the constructor asks the server for it, without a time-out.
         namespace=namespace or "none",
         existing_token=credentials.token or None,
         credentials=ServiceAccountTokenVolumeCredentials(str(volume)) if volume else None,
@@ -166,145 +164,127 @@ def connect(
         ssl_ca_cert=str(ca_file) if ca_file else None,
     )
     client._context_setting["namespace"] = namespace
-    return be_patient(client, patience)
+    return with_retries(client, retry_policy)
 
 
-def be_patient(client: kfp.Client, patience: Patience = PATIENCE) -> kfp.Client:
-    """Give a client time limits, repetitions and errors that say what to do; once is enough."""
+def with_retries(client: kfp.Client, policy: RetryPolicy | None = None) -> kfp.Client:
+    """Give a client time-outs, retries and this project's errors, unless it has them already."""
     api = client._run_api.api_client
-    if not isinstance(api.rest_client, _PatientRequests):
-        # Redirects lead to login pages, whose HTML the client would take for an answer.
-        api.configuration.retries = urllib3.Retry(total=False)
-        api.rest_client = _PatientRequests(api.configuration, patience)
+    if not isinstance(api.rest_client, _Requests):
+        api.rest_client = _Requests(api.configuration, policy or RetryPolicy())
     return client
 
 
 def address_of(client: kfp.Client, page: str) -> str:
-    """Where a person looks at something, such as `runs/details/ID`."""
+    """Address of a page of the user interface, such as `runs/details/ID`."""
     return f"{client._get_url_prefix().rstrip('/')}/#/{page}"
 
 
 def fetch_text(client: kfp.Client, path: str, query: Mapping[str, str]) -> str:
     """Get plain text from a path that the client library does not know, with its credentials.
 
-    It is asked for once: a server that has no log says so with an error of its own.
+    There are no retries: a server that has no log answers with an error of its own.
 
     Raises:
-        ClusterError: There is none.
+        PipelinesRefused: The server refuses it or has none.
+        PipelinesUnavailable: The server fails; NoAnswer if it does not answer.
     """
     api = client._run_api.api_client
     headers = dict(api.default_headers)
     if api.cookie:
         headers["Cookie"] = api.cookie
     api.update_params_for_auth(headers, [], ["Bearer"])
-    answer = api.rest_client.request(
-        "GET",
-        api.configuration.host + path,
-        headers=headers,
-        query_params=list(query.items()),
-        is_repeated=False,
-    )
+    once = _Requests(api.configuration, replace(api.rest_client.policy, max_retries=0))
+    url = api.configuration.host + path
+    answer = once.request("GET", url, headers=headers, query_params=list(query.items()))
     return bytes(answer.data).decode("utf-8", errors="replace")
 
 
 @contextmanager
-def without_chatter() -> Iterator[None]:
+def client_output_hidden() -> Iterator[None]:
     """Keep the client library from printing links of its own."""
     with redirect_stdout(io.StringIO()):
         yield
 
 
-class _PatientRequests(RESTClientObject):  # type: ignore[misc]
-    """Requests of the generated client with a time limit, repeated where that does no harm."""
+class _Retry(urllib3.Retry):
+    """Also repeats a POST that the server turned away, and nothing where a certificate is wrong."""
 
-    def __init__(self, configuration: Any, patience: Patience) -> None:
+    def is_retry(self, method: str, status_code: int, has_retry_after: bool = False) -> bool:
+        return status_code == TOO_MANY_REQUESTS or super().is_retry(
+            method, status_code, has_retry_after
+        )
+
+    def increment(self, *args: Any, **options: Any) -> Self:
+        if isinstance(options.get("error"), SSLError):
+            raise options["error"]
+        return super().increment(*args, **options)
+
+
+class _Requests(RESTClientObject):  # type: ignore[misc]
+    """Requests of the generated client with a time-out, retries and this project's errors."""
+
+    def __init__(self, configuration: Any, policy: RetryPolicy) -> None:
+        self.policy = policy
+        configuration = copy.copy(configuration)
+        configuration.retries = _Retry(
+            total=policy.max_retries,
+            redirect=0,  # to login pages, whose HTML the client would take for an answer
+            raise_on_redirect=False,
+            raise_on_status=False,
+            status_forcelist=SERVER_ERRORS,
+            backoff_factor=policy.backoff_seconds,
+            backoff_max=LONGEST_PAUSE_SECONDS,
+            retry_after_max=LONGEST_PAUSE_SECONDS,
+        )
         super().__init__(configuration)
-        self.patience = patience
 
-    def request(self, method: str, url: str, is_repeated: bool = True, **given: Any) -> Any:
-        """One request and its repetitions.
+    def request(self, method: str, url: str, **options: Any) -> Any:
+        """One request with its retries.
 
         Raises:
-            ClusterError: It failed.
+            PipelinesRefused: The server refuses it.
+            PipelinesUnavailable: The server fails; NoAnswer if it does not answer.
         """
-        limit = self.patience.timeout_seconds
-        headers = given.pop("headers", None) or {}
-        if given.get("_request_timeout") is None:
-            given["_request_timeout"] = (limit, limit)
-        waiting = list(self.patience.pauses_seconds) if is_repeated else []
-        while True:
-            try:
-                # The library changes the headers it is given, so each attempt has its own.
-                answer = super().request(method, url, headers=dict(headers), **given)
-            except ApiException as error:
-                failure = _Failure.of_answer(error, method=method, url=url, headers=headers)
-            except urllib3.exceptions.HTTPError as error:
-                failure = _Failure.of_silence(error, method=method, url=url)
-            else:
-                if "html" in (answer.getheader("content-type") or ""):
-                    raise _Failure.of_web_page(url).error
-                return answer
-            if not waiting or not failure.is_repeatable:
-                raise failure.error from None
-            time.sleep(failure.pause_seconds or waiting[0])
-            del waiting[0]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Failure:
-    """Why a request failed and whether it may be sent again."""
-
-    error: ClusterError
-    is_repeatable: bool
-    pause_seconds: float = 0.0
-
-    @classmethod
-    def of_answer(
-        cls, error: ApiException, *, method: str, url: str, headers: Mapping[str, str]
-    ) -> _Failure:
-        status = int(error.status or 0)
-        said = _said(error, headers)
-        code = f"HTTP {status}: {said}" if said else f"HTTP {status}"
-        message = f"{_server(url)} {_meaning(status, code)}"
-        if status >= 500 and not _is_harmless_twice(method, url):
-            message += "; it may have been done all the same: look before doing it again"
-        repeatable = status == 429 or (status >= 500 and _is_harmless_twice(method, url))
+        if options.get("_request_timeout") is None:
+            options["_request_timeout"] = (self.policy.timeout_seconds,) * 2
+        sent = dict(options.get("headers") or {})  # the library changes the headers it is given
         try:
-            asked = float((error.headers or {}).get("Retry-After", 0))
-        except ValueError:  # a date
-            asked = 0.0
-        return cls(
-            error=ClusterError(message, status=status),
-            is_repeatable=repeatable,
-            pause_seconds=min(max(asked, 0.0), LONGEST_PAUSE_SECONDS),
-        )
-
-    @classmethod
-    def of_silence(cls, error: Exception, *, method: str, url: str) -> _Failure:
-        was_sent = not isinstance(
-            error, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
-        )
-        message = (
-            f"{_server(url)} does not answer ({type(error).__name__}); check --host, the network "
-            "and, if there is one, the port-forward"
-        )
-        harmless = _is_harmless_twice(method, url)
-        if was_sent and not harmless:
-            message += "; it may have been done all the same: look before doing it again"
-        return cls(error=ClusterError(message, status=0), is_repeatable=harmless or not was_sent)
-
-    @classmethod
-    def of_web_page(cls, url: str) -> _Failure:
-        message = (
-            f"{_server(url)} answers with a web page; --host must be the address of Kubeflow "
-            "Pipelines itself (on Kubeflow platforms it ends in /pipeline)"
-        )
-        return cls(error=ClusterError(message, status=404), is_repeatable=False)
+            answer = super().request(method, url, **options)
+        except ApiException as error:
+            raise _error_of_answer(error, method=method, url=url, headers=sent) from None
+        except HTTPError as error:
+            raise _error_without_answer(error, method=method, url=url) from None
+        if "html" in (answer.getheader("content-type") or ""):
+            raise PipelinesRefused(
+                f"{_server(url)} answers with a web page; --host must be the address of Kubeflow "
+                "Pipelines itself (on Kubeflow platforms it ends in /pipeline)",
+                status=404,
+            )
+        return answer
 
 
-def _is_harmless_twice(method: str, url: str) -> bool:
-    """Whether doing it twice is as good as once: all but making something new."""
-    return method.upper() != "POST" or ":" in url.rpartition("/")[2]
+def _error_of_answer(
+    error: ApiException, *, method: str, url: str, headers: Mapping[str, str]
+) -> PipelinesRefused | PipelinesUnavailable:
+    status, text = int(error.status or 0), _message_of(error, headers)
+    code = f"HTTP {status}: {text}" if text else f"HTTP {status}"
+    message = f"{_server(url)} {_explanation(status, code)}"
+    if status in SERVER_ERRORS:
+        return PipelinesUnavailable(message + (MAYBE_DONE if method.upper() == "POST" else ""))
+    if status == TOO_MANY_REQUESTS:
+        return PipelinesUnavailable(message)
+    return PipelinesRefused(message, status=status)
+
+
+def _error_without_answer(error: HTTPError, *, method: str, url: str) -> NoAnswer:
+    reason = getattr(error, "reason", None) or error
+    was_sent = not isinstance(reason, NewConnectionError | ConnectTimeoutError)
+    message = (
+        f"{_server(url)} does not answer ({type(reason).__name__}); check --host, the network and, "
+        "if there is one, the port-forward"
+    )
+    return NoAnswer(message + (MAYBE_DONE if was_sent and method.upper() == "POST" else ""))
 
 
 def _server(url: str) -> str:
@@ -312,7 +292,7 @@ def _server(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def _meaning(status: int, code: str) -> str:
+def _explanation(status: int, code: str) -> str:
     if status == 401 or 300 <= status < 400:
         return (
             f"does not accept the credentials ({code}); give a valid token (--token-file or "
@@ -327,15 +307,15 @@ def _meaning(status: int, code: str) -> str:
         )
     if status == 409:
         return f"has it already ({code})"
-    if status == 429:
+    if status == TOO_MANY_REQUESTS:
         return f"is asked too often ({code}); try again later"
     if status == 0:
         return f"has a certificate that is not trusted ({code}); name its authority with --ca-file"
-    return f"fails ({code})" if status >= 500 else f"refuses the request ({code})"
+    return f"fails ({code})" if status in SERVER_ERRORS else f"refuses the request ({code})"
 
 
-def _said(error: ApiException, headers: Mapping[str, str]) -> str:
-    """The server's own words, one line, without the credentials that it may echo."""
+def _message_of(error: ApiException, headers: Mapping[str, str]) -> str:
+    """The server's message, one line, without the credentials that it may echo."""
     body = error.body.decode("utf-8", "replace") if isinstance(error.body, bytes) else ""
     try:
         content = json.loads(body)
@@ -349,8 +329,3 @@ def _said(error: ApiException, headers: Mapping[str, str]) -> str:
             for secret in (value, *value.replace("=", " ").replace(";", " ").split()):
                 text = text.replace(secret, "***") if len(secret) > 6 else text
     return " ".join(text.split())[:300]
-
-
-def host_from(given: str) -> str:
-    """The address a user gave, else the one in the environment."""
-    return given or os.environ.get(HOST_ENV, "")

@@ -1,4 +1,4 @@
-"""The one recurring run of a spec: made, replaced, paused, resumed, deleted."""
+"""The one recurring run of a spec: create, replace, pause, resume, delete."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ from typing import Any, Literal
 import kfp
 
 from components.runtime.manifests import digest_of
-from pipelines.cluster.client import ClusterError, be_patient
+from dinov2_core.errors import InputError, PipelinesRefused, SettingsError
+from pipelines.cluster.client import with_retries
 from pipelines.cluster.submit import (
     PAGE,
     Target,
     check_fits_cluster,
     cluster_context,
+    display_name_filter,
     experiment_id,
-    named,
     publish,
 )
 from pipelines.spec.pipeline_spec import PipelineSpec
 from pipelines.spec.schedule import Schedule
 
-MARK = "dinopipe schedule "
-"""Begins the description of every recurring run made here; its digest follows."""
+DESCRIPTION_PREFIX = "dinopipe schedule "
+"""Of every recurring run made by this project; its digest and its schedule follow."""
 ENABLED = "ENABLED"
 NOT_FOUND = 404
 
-Outcome = Literal["created", "unchanged", "replaced"]
+Change = Literal["created", "unchanged", "replaced"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scheduled:
+class RecurringRun:
     """A recurring run on the server."""
 
     recurring_run_id: str
@@ -43,13 +44,13 @@ class Scheduled:
 
     @property
     def digest(self) -> str:
-        """Of what it was made from."""
-        return self.description.removeprefix(MARK).partition(": ")[0]
+        """Of its arguments."""
+        return self.description.removeprefix(DESCRIPTION_PREFIX).partition(": ")[0]
 
     @property
-    def said(self) -> str:
-        """The schedule as its spec says it, with its time zone."""
-        return self.description.partition(": ")[2]
+    def schedule(self) -> str:
+        """Cron expression and time zone as its spec has them, else the server's six fields."""
+        return self.description.partition(": ")[2] or self.cron
 
 
 def schedule_name(spec: PipelineSpec) -> str:
@@ -57,33 +58,34 @@ def schedule_name(spec: PipelineSpec) -> str:
     return f"dinopipe-{spec.name}"
 
 
-def apply(client: kfp.Client, spec: PipelineSpec, target: Target) -> tuple[Scheduled, Outcome]:
-    """See that exactly one recurring run stands for a spec; one that was paused stays paused.
+def apply(client: kfp.Client, spec: PipelineSpec, target: Target) -> tuple[RecurringRun, Change]:
+    """Leave exactly one recurring run for a spec; one that was paused stays paused.
 
     Args:
         client: Any client.
         spec: Checked spec with a schedule.
-        target: Where its runs work.
+        target: Work directory, volume and account of its runs.
 
     Raises:
-        ValueError: The spec has no schedule.
-        SpecError: The spec names places that pods cannot see.
-        ClusterError: The server did not do it; doing it again continues.
+        SettingsError: The spec has no schedule.
+        SpecError: The spec names paths that pods cannot see.
+        PipelinesRefused: The server refuses it.
+        PipelinesUnavailable: The server fails or does not answer; calling this again continues.
     """
     schedule = _schedule_of(spec)
-    be_patient(client)
+    with_retries(client)
     check_fits_cluster(client, spec, target)
-    wanted = _wanted(client, spec, schedule, target)
+    wanted = _arguments(client, spec, schedule, target)
     digest = digest_of(wanted)
-    said = f"'{schedule.cron}' {schedule.time_zone}"
-    wanted["description"] = f"{MARK}{digest}: {said}"
+    text = f"'{schedule.cron}' {schedule.time_zone}"
+    wanted["description"] = f"{DESCRIPTION_PREFIX}{digest}: {text}"
     found = recurring_runs(client, schedule_name(spec))
     equal = [item for item in found if item.digest == digest]
     if not found:
         return _create(client, wanted, is_enabled=True), "created"
     if len(found) == 1 and equal:
         return found[0], "unchanged"
-    # The new one is asleep until the others are gone, so that no two ever fire.
+    # The new one stays disabled until the others are deleted, so that no two ever fire.
     was_enabled = any(item.is_enabled for item in found)
     new = equal[0] if equal else _create(client, wanted, is_enabled=False)
     for item in found:
@@ -94,12 +96,12 @@ def apply(client: kfp.Client, spec: PipelineSpec, target: Target) -> tuple[Sched
     return _one(client, new.recurring_run_id), "replaced"
 
 
-def pause(client: kfp.Client, spec: PipelineSpec) -> Scheduled:
+def pause(client: kfp.Client, spec: PipelineSpec) -> RecurringRun:
     """Stop firing until `resume`.
 
     Raises:
-        ValueError: The spec has no recurring run there.
-        ClusterError: The server did not do it.
+        InputError: The spec has no recurring run on the server.
+        PipelinesRefused, PipelinesUnavailable: As for `apply`.
     """
     for item in _existing(client, spec):
         if item.is_enabled:
@@ -107,21 +109,21 @@ def pause(client: kfp.Client, spec: PipelineSpec) -> Scheduled:
     return _existing(client, spec)[0]
 
 
-def resume(client: kfp.Client, spec: PipelineSpec) -> Scheduled:
+def resume(client: kfp.Client, spec: PipelineSpec) -> RecurringRun:
     """Fire again, from the next time on.
 
     A recurring run that is merely enabled again fires at once for the time it last missed, even
-    without catch-up; so it is made anew, which has missed nothing.
+    without catch-up; so it is replaced by a new one, which has missed nothing.
 
     Raises:
-        ValueError: The spec has no recurring run there.
-        ClusterError: The server did not do it.
+        InputError: The spec has no recurring run on the server.
+        PipelinesRefused, PipelinesUnavailable: As for `apply`.
     """
     found = _existing(client, spec)
     live = next((item for item in found if item.is_enabled), None)
     if live is None:
         old = client.get_recurring_run(found[0].recurring_run_id)
-        live = _create(client, _as_given(old), is_enabled=True)
+        live = _create(client, _arguments_of(old), is_enabled=True)
     for item in found:
         if item.recurring_run_id != live.recurring_run_id:
             _delete(client, item)
@@ -129,24 +131,24 @@ def resume(client: kfp.Client, spec: PipelineSpec) -> Scheduled:
 
 
 def delete(client: kfp.Client, spec: PipelineSpec) -> None:
-    """Remove it; runs that it has started go on.
+    """Delete the recurring runs of a spec.
 
     Raises:
-        ValueError: The spec has no recurring run there.
-        ClusterError: The server did not do it.
+        InputError: The spec has no recurring run on the server.
+        PipelinesRefused, PipelinesUnavailable: As for `apply`.
     """
     for item in _existing(client, spec):
         _delete(client, item)
 
 
-def recurring_runs(client: kfp.Client, name: str = "") -> list[Scheduled]:
-    """Recurring runs made here, newest first; of one spec if its name is given.
+def recurring_runs(client: kfp.Client, name: str = "") -> list[RecurringRun]:
+    """Recurring runs made by this project, newest first; of one spec if its name is given.
 
     Raises:
-        ClusterError: The server does not answer.
+        PipelinesRefused, PipelinesUnavailable: As for `apply`.
     """
-    be_patient(client)
-    return [_scheduled(item) for item in _pages(client, name) if _is_ours(item, name)]
+    with_retries(client)
+    return [_recurring_run(item) for item in _pages(client, name) if _is_ours(item, name)]
 
 
 def _pages(client: kfp.Client, name: str) -> Iterator[Any]:
@@ -157,7 +159,7 @@ def _pages(client: kfp.Client, name: str) -> Iterator[Any]:
             page_size=PAGE,
             sort_by="created_at desc",
             namespace=client.get_user_namespace() or None,
-            filter=named(name) if name else None,
+            filter=display_name_filter(name) if name else None,
         )
         yield from page.recurring_runs or ()
         token = page.next_page_token or ""
@@ -166,12 +168,15 @@ def _pages(client: kfp.Client, name: str) -> Iterator[Any]:
 
 
 def _is_ours(item: Any, name: str) -> bool:
-    return (item.description or "").startswith(MARK) and name in ("", item.display_name)
+    return (item.description or "").startswith(DESCRIPTION_PREFIX) and name in (
+        "",
+        item.display_name,
+    )
 
 
-def _scheduled(item: Any) -> Scheduled:
+def _recurring_run(item: Any) -> RecurringRun:
     cron = item.trigger.cron_schedule if item.trigger else None
-    return Scheduled(
+    return RecurringRun(
         recurring_run_id=item.recurring_run_id,
         name=item.display_name,
         cron=cron.cron if cron else "",
@@ -182,23 +187,23 @@ def _scheduled(item: Any) -> Scheduled:
 
 def _schedule_of(spec: PipelineSpec) -> Schedule:
     if spec.schedule is None:
-        raise ValueError(
+        raise SettingsError(
             f"{spec.name} has no schedule; add to the spec, for Mondays at 3:00: "
             "schedule: {cron: '0 3 * * 1', time_zone: UTC}"
         )
     return spec.schedule
 
 
-def _wanted(
+def _arguments(
     client: kfp.Client, spec: PipelineSpec, schedule: Schedule, target: Target
 ) -> dict[str, Any]:
-    """Arguments of the recurring run, and thereby what it is known by."""
+    """Arguments of the recurring run; their digest identifies it."""
     version = publish(client, spec, target)
     context = cluster_context(spec, workdir=target.workdir)
     return {
         "experiment_id": experiment_id(client, spec.tracking.experiment),
         "job_name": schedule_name(spec),
-        "cron_expression": str(schedule.sent_cron),
+        "cron_expression": schedule.server_cron,
         "max_concurrency": schedule.max_concurrency,
         "no_catchup": not schedule.catch_up,
         "params": {"context": context.model_dump_json()},
@@ -208,8 +213,8 @@ def _wanted(
     }
 
 
-def _as_given(item: Any) -> dict[str, Any]:
-    """Arguments that make a recurring run like this one."""
+def _arguments_of(item: Any) -> dict[str, Any]:
+    """Arguments that create a recurring run like this one."""
     reference, cron = item.pipeline_version_reference, item.trigger.cron_schedule
     return {
         "experiment_id": item.experiment_id,
@@ -225,28 +230,28 @@ def _as_given(item: Any) -> dict[str, Any]:
     }
 
 
-def _existing(client: kfp.Client, spec: PipelineSpec) -> list[Scheduled]:
+def _existing(client: kfp.Client, spec: PipelineSpec) -> list[RecurringRun]:
     found = recurring_runs(client, schedule_name(spec))
     if not found:
-        raise ValueError(
-            f"there is no schedule {schedule_name(spec)}; dinopipe schedule SPEC makes one, "
+        raise InputError(
+            f"there is no schedule {schedule_name(spec)}; dinopipe schedule SPEC creates one, "
             "dinopipe schedules lists what there is"
         )
     return found
 
 
-def _create(client: kfp.Client, arguments: dict[str, Any], *, is_enabled: bool) -> Scheduled:
+def _create(client: kfp.Client, arguments: dict[str, Any], *, is_enabled: bool) -> RecurringRun:
     made = client.create_recurring_run(**arguments, enabled=is_enabled)
     return _one(client, made.recurring_run_id)
 
 
-def _one(client: kfp.Client, recurring_run_id: str) -> Scheduled:
-    return _scheduled(client.get_recurring_run(recurring_run_id))
+def _one(client: kfp.Client, recurring_run_id: str) -> RecurringRun:
+    return _recurring_run(client.get_recurring_run(recurring_run_id))
 
 
-def _delete(client: kfp.Client, item: Scheduled) -> None:
+def _delete(client: kfp.Client, item: RecurringRun) -> None:
     try:
         client.delete_recurring_run(item.recurring_run_id)
-    except ClusterError as error:
+    except PipelinesRefused as error:
         if error.status != NOT_FOUND:
             raise

@@ -1,7 +1,8 @@
-"""A run on a cluster while and after it runs: state, waiting, logs, cancelling."""
+"""A run on a cluster: its state, waiting for its end, logs, cancelling."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,22 +11,28 @@ from typing import Any
 
 import kfp
 
+from dinov2_core.errors import InputError, PipelinesRefused, PipelinesUnavailable
 from k8s.training import STAGE_LABEL
-from pipelines.cluster.client import ClusterError, address_of, be_patient, fetch_text
+from pipelines.cluster.client import NoAnswer, address_of, fetch_text, with_retries
 from pipelines.spec.pipeline_spec import STAGES
 
+NOT_FOUND = 404
 SUCCEEDED = "SUCCEEDED"
 RUN_LABEL = "workflows.argoproj.io/workflow"
 """Argo's label of a run's pods."""
 ENDED = (SUCCEEDED, "FAILED", "CANCELED", "SKIPPED", "ERROR")
-"""States after which nothing happens any more."""
+"""Final states."""
 POD_TEMPLATES = tuple(
     f"{metadata}{retried}system-container-impl"
     for metadata in ("metadata-0-2-", "metadata-0-3-", "metadata-0-4-", "")
     for retried in ("retry-", "")
 )
-"""Argo's names of the part of a task that runs the container: Kubeflow tells apart how many
-annotations and labels its pod has, and whether it may be tried again."""
+"""Argo's names of the template that runs a task's container: they depend on how many annotations
+and labels its pod has, and on whether it may be retried."""
+LOG_RIGHTS = (
+    "reading the log of a stage needs the verbs get on pods/log and readLog on runs of API group "
+    "pipelines.kubeflow.org, which the Role in k8s/base/submitter.yaml has"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,27 +44,27 @@ class Task:
     seconds: float | None
     """From start to end, or until now; None before the start."""
     reason: str
-    """What the server says of its failure."""
+    """The server's message about its failure."""
     pods: tuple[str, ...]
-    """Names of what ran its container, the last attempt last."""
+    """Argo's nodes of its container, the last attempt last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """A run as the server knows it."""
+    """A run as the server reports it."""
 
     run_id: str
     name: str
     state: str
     reason: str
-    """What the server says of its failure."""
+    """The server's message about its failure."""
     address: str
     tasks: tuple[Task, ...]
-    """Stages that have begun, in the pipeline's order."""
+    """Stages that have started, in the pipeline's order."""
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing happens any more: succeeded, failed, canceled or skipped."""
+        """Whether its state is final: succeeded, failed, canceled or skipped."""
         return self.state in ENDED
 
     @property
@@ -67,12 +74,13 @@ class RunState:
 
 
 def state_of(client: kfp.Client, run_id: str) -> RunState:
-    """Ask for a run.
+    """The state of a run.
 
     Raises:
-        ClusterError: There is no such run, or the server does not answer.
+        PipelinesRefused: There is no such run, or this account may not see it.
+        PipelinesUnavailable: The server fails or does not answer.
     """
-    be_patient(client)
+    with_retries(client)
     run = client.get_run(run_id)
     details = (run.run_details.task_details if run.run_details else None) or ()
     return RunState(
@@ -92,11 +100,11 @@ def _tasks(details: Any) -> tuple[Task, ...]:
 
 
 def _task(item: Any, nodes: Mapping[str, Any]) -> Task:
-    below = _below(item, nodes)
-    pods = [node for node in below if node.pod_name and not _children(node, nodes)]
+    nested = _with_descendants(item, nodes)
+    pods = [node for node in nested if node.pod_name and not _children(node, nodes)]
     pods = [node for node in pods if not node.display_name.endswith("-driver")]
     pods.sort(key=lambda node: (node.start_time is not None, str(node.start_time)))
-    reasons = [_reason(node) for node in (item, *below)]
+    reasons = [_reason(node) for node in (item, *nested)]
     end = item.end_time if item.end_time and item.end_time.year > 1970 else datetime.now(tz=UTC)
     started = item.start_time
     return Task(
@@ -113,8 +121,8 @@ def _children(item: Any, nodes: Mapping[str, Any]) -> list[Any]:
     return [nodes[key] for key in keys if key in nodes and nodes[key] is not item]
 
 
-def _below(item: Any, nodes: Mapping[str, Any]) -> list[Any]:
-    """A task and all that belongs to it, without the stages that merely follow it."""
+def _with_descendants(item: Any, nodes: Mapping[str, Any]) -> list[Any]:
+    """A task and the nodes that belong to it, without the stages that merely follow it."""
     found, waiting = [], [item]
     while waiting:
         node = waiting.pop()
@@ -134,24 +142,24 @@ def _reason(item: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Polling:
-    """How often a run is asked for."""
+class PollingPolicy:
+    """Pauses and limits of waiting for a run."""
 
     first_seconds: float = 2.0
     """Pause after a change."""
     longest_seconds: float = 30.0
     """Pauses grow up to this while nothing changes."""
     outage_seconds: float = 900.0
-    """How long the server may fail to answer."""
-    limit_seconds: float | None = None
-    """How long to wait at all; None for as long as it takes."""
+    """Longest time without a good answer of the server."""
+    timeout_seconds: float | None = None
+    """Longest time to wait; None has no limit."""
 
 
 def wait(
     client: kfp.Client,
     run_id: str,
     *,
-    polling: Polling | None = None,
+    policy: PollingPolicy | None = None,
     on_change: Callable[[RunState], None] = lambda _: None,
 ) -> RunState:
     """Wait until a run has ended, however it ends.
@@ -159,92 +167,114 @@ def wait(
     Args:
         client: Any client.
         run_id: The run.
-        polling: None for the defaults.
-        on_change: Is given each new state of the run or of a stage.
+        policy: None for the defaults.
+        on_change: Called with each new state of the run or of a stage.
 
     Raises:
-        ClusterError: The run is unknown, or the server was silent for too long.
-        TimeoutError: The limit passed; the run goes on.
+        PipelinesRefused: The run is unknown, or this account may not see it.
+        PipelinesUnavailable: The server failed or did not answer for too long.
+        TimeoutError: The time-out passed; the run goes on.
     """
-    polling = polling or Polling()
+    policy = policy or PollingPolicy()
     began = answered = time.monotonic()
-    pause, shown = polling.first_seconds, None
+    pause, reported = policy.first_seconds, None
     while True:
         try:
             state = state_of(client, run_id)
-        except ClusterError as error:
-            if not error.may_pass or time.monotonic() - answered > polling.outage_seconds:
+        except PipelinesUnavailable:
+            if time.monotonic() - answered > policy.outage_seconds:
                 raise
         else:
             answered = time.monotonic()
-            seen = (state.state, [(task.name, task.state) for task in state.tasks])
-            if seen != shown:
+            current = (state.state, [(task.name, task.state) for task in state.tasks])
+            if current != reported:
                 on_change(state)
-                pause, shown = polling.first_seconds, seen
+                pause, reported = policy.first_seconds, current
             if state.has_ended:
                 return state
-        limit = polling.limit_seconds
-        if limit is not None and time.monotonic() - began > limit:
+        timeout = policy.timeout_seconds
+        if timeout is not None and time.monotonic() - began > timeout:
             raise TimeoutError(
-                f"run {run_id} has not ended within {limit:g} seconds and goes on; "
+                f"run {run_id} has not ended within {timeout:g} seconds and goes on; "
                 f"dinopipe wait {run_id} takes up waiting again"
             )
         time.sleep(pause)
-        pause = min(pause * 1.5, polling.longest_seconds)
+        pause = min(pause * 1.5, policy.longest_seconds)
 
 
 def logs(client: kfp.Client, task: Task, *, run_id: str, namespace: str = "") -> str:
-    """What the last attempt of a stage wrote.
+    """The log of the last attempt of a stage.
 
     Args:
         client: Any client.
         task: Stage of `state_of`.
         run_id: Its run.
-        namespace: Where its pods run; empty leaves it to the server.
+        namespace: Of its pods; empty leaves it to the server.
 
     Raises:
-        ClusterError: The server has no log of it, or gives none.
+        InputError: The stage has no pod yet.
+        PipelinesRefused: The server has no log of it, or this account may not read it.
+        PipelinesUnavailable: The server does not answer.
     """
     if not task.pods:
-        raise ClusterError(f"{task.name} has no pod yet, so it has written nothing", status=404)
-    failure: ClusterError | None = None
+        raise InputError(f"{task.name} has no pod yet, so it has written nothing")
+    failures: list[PipelinesRefused | PipelinesUnavailable] = []
     for pod in (task.pods[-1], *_argo_pod_names(task.pods[-1])):
-        place = {"podname": pod, "runid": run_id}
-        place |= {"podnamespace": namespace} if namespace else {}
+        query = {"podname": pod, "runid": run_id}
+        query |= {"podnamespace": namespace} if namespace else {}
         # The API server's own address has the first, that of the user interface the second.
-        for path, query in (
+        for path, parameters in (
             (f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", {}),
-            ("/k8s/pod/logs", place),
+            ("/k8s/pod/logs", query),
         ):
             try:
-                return fetch_text(client, path, query)
-            except ClusterError as error:
-                failure = error if failure is None or error.status != 404 else failure
-                if error.status in (0, 401, 403):
-                    raise
+                return _log_text(client, path, parameters)
+            except NoAnswer:
+                raise
+            except (PipelinesRefused, PipelinesUnavailable) as error:
+                failures.append(error)
+                if _status(error) in (401, 403):
+                    message = f"{error}; {LOG_RIGHTS}"
+                    raise PipelinesRefused(message, status=_status(error)) from error
+    reason = min(failures, key=lambda failure: _status(failure) == NOT_FOUND)
     where = f" -n {namespace}" if namespace else ""
     workflow = task.pods[-1].rpartition("-")[0]
-    raise ClusterError(
-        f"the server gives no log of {task.name} ({failure}); with access to the cluster: "
+    raise PipelinesRefused(
+        f"the server gives no log of {task.name} ({reason}); with access to the cluster: "
         f"kubectl logs{where} -l {RUN_LABEL}={workflow},{STAGE_LABEL}={task.name} -c main",
-        status=404,
+        status=NOT_FOUND,
     )
 
 
+def _status(error: PipelinesRefused | PipelinesUnavailable) -> int:
+    return error.status if isinstance(error, PipelinesRefused) else 0
+
+
+def _log_text(client: kfp.Client, path: str, query: Mapping[str, str]) -> str:
+    """A log; Kubeflow answers 200 with a JSON object where it has none or may not read it."""
+    text = fetch_text(client, path, query)
+    if not text.startswith('{"error_message"'):
+        return text
+    message = str(json.loads(text)["error_message"])
+    if "forbidden" in message.lower() or "PermissionDenied" in message:
+        raise PipelinesRefused(message, status=403)
+    raise PipelinesUnavailable(message)
+
+
 def _argo_pod_names(node: str) -> list[str]:
-    """The pod of an Argo node: its id with a template's name before the last part."""
+    """Possible pods of an Argo node: its id with a template's name before the last part."""
     workflow, _, number = node.rpartition("-")
     return [f"{workflow}-{template}-{number}" for template in POD_TEMPLATES]
 
 
 def cancel(client: kfp.Client, run_id: str) -> RunState:
-    """Ask the server to stop a run; one that has ended is left alone.
+    """Ask the server to stop a run that has not ended.
 
     Returns:
         The state before.
 
     Raises:
-        ClusterError: There is no such run, or the server did not do it.
+        PipelinesRefused, PipelinesUnavailable: As for `state_of`.
     """
     state = state_of(client, run_id)
     if not state.has_ended:

@@ -15,9 +15,10 @@ import yaml
 
 from components.runtime.context import RunContext
 from components.runtime.manifests import digest_of
+from dinov2_core.errors import PipelinesRefused, SettingsError
 from k8s.launchers import Processes
 from k8s.placement import Volume
-from pipelines.cluster.client import ClusterError, address_of, be_patient, without_chatter
+from pipelines.cluster.client import address_of, client_output_hidden, with_retries
 from pipelines.graph.dinov2 import compile_pipeline
 from pipelines.spec.pipeline_spec import PipelineSpec
 from pipelines.spec.problems import Problem, SpecError
@@ -32,10 +33,10 @@ LAUNCHER_ACCOUNT = "dinopipe-launcher"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where on the cluster a run works."""
+    """Work directory, volume and account of a run on a cluster."""
 
     workdir: str
-    """Path on the shared volume, or s3:// address, that everything is written to."""
+    """Path on the shared volume, or s3:// URI, that everything is written to."""
     volume: Volume | None = None
     """Shared volume that all pods mount; None where the work directory needs none."""
     service_account: str = ""
@@ -59,24 +60,24 @@ class Submission:
 
     run_id: str
     address: str
-    """Where a person looks at it."""
+    """Of its page in the user interface."""
     version: Version
 
 
 def target_of(
     spec: PipelineSpec, *, workdir: str = "", claim: str = "", service_account: str = ""
 ) -> Target:
-    """Where on the cluster a run works: as given, else as the spec's placement says.
+    """Work directory, volume and account of a run: as given, else as the spec's placement says.
 
     Args:
         spec: Checked spec.
-        workdir: Path or s3:// address; empty is where the volume is mounted.
+        workdir: Path or s3:// URI; empty is the mount path of the volume.
         claim: Volume claim to mount at `workdir`, in place of the placement's volume.
         service_account: Of the pods; empty takes the installation's default, or, where trainings
-            get pods of their own, the account of k8s/base that may make them.
+            get pods of their own, the account of k8s/base that may create TrainJobs.
 
     Raises:
-        ValueError: The work directory lies outside the volume and would be lost with the pod.
+        SettingsError: The work directory is outside the volume and would be lost with the pod.
     """
     volume = spec.placement.volume
     workdir = workdir or (volume.mount_path if volume else DEFAULT_WORKDIR)
@@ -84,7 +85,7 @@ def target_of(
     if is_path and (claim or volume is None):
         volume = Volume(claim=claim or DEFAULT_CLAIM, mount_path=workdir)
     if volume is not None and is_path and not Path(workdir).is_relative_to(volume.mount_path):
-        raise ValueError(
+        raise SettingsError(
             f"work directory {workdir} is not on the volume that is mounted at "
             f"{volume.mount_path} (placement.volume) and would be lost with each pod; choose one "
             "below it, or another volume with --claim"
@@ -95,7 +96,7 @@ def target_of(
 
 
 def cluster_context(spec: PipelineSpec, *, workdir: str, use_cache: bool = True) -> RunContext:
-    """What the stages of a run on a cluster share; its identity is the one that Kubeflow gives."""
+    """Context of the stages of a run on a cluster; Kubeflow sets the run's id."""
     return RunContext(
         workdir=workdir,
         run_name=spec.name,
@@ -118,21 +119,22 @@ def submit(
     Args:
         client: Any client, such as `kfp.Client(host=...)`.
         spec: Checked spec.
-        target: Where it works.
+        target: Work directory, volume and account.
         use_cache: False does finished stages again, whatever the spec says.
 
     Raises:
-        SpecError: The spec names places that pods cannot see.
-        ClusterError: The server did not do it.
+        SpecError: The spec names paths that pods cannot see.
+        PipelinesRefused: The server refuses it.
+        PipelinesUnavailable: The server fails or does not answer.
     """
-    be_patient(client)
+    with_retries(client)
     check_fits_cluster(client, spec, target)
     context = cluster_context(spec, workdir=target.workdir, use_cache=use_cache)
     version = publish(client, spec, target)
     experiment = experiment_id(client, spec.tracking.experiment)
-    with without_chatter():
+    with client_output_hidden():
         # The client drops enable_caching where a version is given, so the stages' own cache is
-        # steered by the parameter; Kubeflow's was switched off when the pipeline was compiled.
+        # controlled by the parameter; Kubeflow's was switched off when the pipeline was compiled.
         run = client.run_pipeline(
             experiment_id=experiment,
             job_name=f"{spec.name} {version.name[:19]}",
@@ -146,20 +148,20 @@ def submit(
 
 
 def check_fits_cluster(client: kfp.Client, spec: PipelineSpec, target: Target) -> None:
-    """See that the spec reads nothing of this machine only, and that its pods find each other.
+    """Check that the spec reads nothing of this machine only, and that its pods find each other.
 
     Raises:
-        SpecError: It does not fit; the error lists every problem.
+        SpecError: The error lists every problem.
     """
     mount = target.volume.mount_path if target.volume else None
     shared = f", or put it on the shared volume below {mount}" if mount else ""
     message = (
-        f"lies on this machine, where no pod sees it; upload it and write its s3:// address{shared}"
+        f"lies on this machine, where no pod sees it; upload it and write its s3:// URI{shared}"
     )
     problems = [
-        Problem(path="spec", value=place, message=message)
-        for place in dict.fromkeys(spec.local_places)
-        if Path(place).exists() and not (mount and Path(place).is_relative_to(mount))
+        Problem(path=key, value=path, message=message)
+        for key, path in spec.local_paths.items()
+        if Path(path).exists() and not (mount and Path(path).is_relative_to(mount))
     ]
     if "://" in target.workdir and not spec.tracking.uri:
         message = (
@@ -188,7 +190,7 @@ def publish(client: kfp.Client, spec: PipelineSpec, target: Target) -> Version:
     """The version of the compiled spec on the server; uploaded if it is not there.
 
     Raises:
-        ClusterError: The server did not do it.
+        PipelinesRefused, PipelinesUnavailable: As for `submit`.
     """
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "pipeline.yaml"
@@ -200,11 +202,11 @@ def publish(client: kfp.Client, spec: PipelineSpec, target: Target) -> Version:
         if known:
             return Version(pipeline_id=pipeline, version_id=known, name=name, is_new=False)
         try:
-            with without_chatter():
+            with client_output_hidden():
                 made = client.upload_pipeline_version(
                     str(package), pipeline_version_name=name, pipeline_id=pipeline
                 )
-        except ClusterError as error:
+        except PipelinesRefused as error:
             known = _version_id(client, pipeline, name) if error.status == CONFLICT else ""
             if not known:
                 raise
@@ -220,7 +222,7 @@ def _pipeline_name(content: bytes) -> str:
 
 
 def _pipeline_id(client: kfp.Client, name: str) -> str:
-    """Id of the pipeline; an empty one is made if there is none."""
+    """Id of the pipeline; an empty one is created if there is none."""
     namespace = client.get_user_namespace() or None
     known = _pipeline_named(client, name, namespace)
     if known:
@@ -234,7 +236,7 @@ def _pipeline_id(client: kfp.Client, name: str) -> str:
                 description="Curates images, trains a DINOv2 backbone, evaluates and registers it.",
             )
         )
-    except ClusterError as error:
+    except PipelinesRefused as error:
         known = _pipeline_named(client, name, namespace) if error.status == CONFLICT else ""
         if not known:
             raise
@@ -243,36 +245,40 @@ def _pipeline_id(client: kfp.Client, name: str) -> str:
 
 
 def _pipeline_named(client: kfp.Client, name: str, namespace: str | None) -> str:
-    found = client.list_pipelines(namespace=namespace, filter=named(name), page_size=PAGE)
+    found = client.list_pipelines(
+        namespace=namespace, filter=display_name_filter(name), page_size=PAGE
+    )
     ids = [item.pipeline_id for item in found.pipelines or () if item.display_name == name]
     return str(ids[0]) if ids else ""
 
 
 def _version_id(client: kfp.Client, pipeline: str, name: str) -> str:
-    found = client.list_pipeline_versions(pipeline, filter=named(name), page_size=PAGE)
+    found = client.list_pipeline_versions(
+        pipeline, filter=display_name_filter(name), page_size=PAGE
+    )
     versions = found.pipeline_versions or ()
     ids = [item.pipeline_version_id for item in versions if item.display_name == name]
     return str(ids[0]) if ids else ""
 
 
 def experiment_id(client: kfp.Client, name: str) -> str:
-    """Id of the experiment with this name; made if there is none.
+    """Id of the experiment with this name; created if there is none.
 
     Raises:
-        ClusterError: The server did not do it.
+        PipelinesRefused, PipelinesUnavailable: As for `submit`.
     """
     namespace = client.get_user_namespace() or None
-    with without_chatter():
+    with client_output_hidden():
         try:
             experiment: Any = client.create_experiment(name, namespace=namespace)
-        except ClusterError as error:
-            if error.status != CONFLICT:  # else somebody made it in the meantime
+        except PipelinesRefused as error:
+            if error.status != CONFLICT:  # else somebody created it in the meantime
                 raise
             experiment = client.get_experiment(experiment_name=name, namespace=namespace)
     return str(experiment.experiment_id)
 
 
-def named(name: str) -> str:
-    """The server's filter for things with this display name."""
+def display_name_filter(name: str) -> str:
+    """The server's filter for objects with this display name."""
     predicate = {"operation": EQUALS, "key": "display_name", "stringValue": name}
     return json.dumps({"predicates": [predicate]})

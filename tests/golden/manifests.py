@@ -26,7 +26,6 @@ from k8s.placement import (
     TrainingPods,
     Volume,
 )
-from k8s.pytorchjob import pytorchjob
 from k8s.training import Owner, Training
 from k8s.trainjob import trainjob
 
@@ -106,7 +105,7 @@ def embedding(pods: TrainingPods) -> Training:
         directory="/mnt/dinopipe/stages/curate/0123456789abcdef",
         mlflow_run_id="c0ffee",
         settings=CurateSettings(embedding=network, embedding_topology=topology),
-        sets=(ImageSet(role="pile", places=("s3://bucket/pile",), num_files=1_000_000),),
+        sets=(ImageSet(role="source", uris=("s3://bucket/pile",), num_files=1_000_000),),
     )
     asked = training_of(job, pods=pods, owner=OWNER)
     variables = {name: asked.environment[name] for name in asked.environment if name[:3] != "AWS"}
@@ -120,8 +119,6 @@ def manifests() -> dict[str, dict[str, Any]]:
         "trainjob_bare": trainjob(training(BARE), runtime=runtime),
         "trainjob_full": trainjob(training(FULL), runtime=runtime),
         "trainjob_embedding": trainjob(embedding(FULL), runtime=runtime),
-        "pytorchjob_bare": pytorchjob(training(BARE, num_nodes=1), max_restarts=3),
-        "pytorchjob_full": pytorchjob(training(FULL), max_restarts=3),
     }
 
 

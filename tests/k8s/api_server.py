@@ -20,17 +20,11 @@ from kubernetes import client
 
 from k8s.cluster import Cluster
 from tests.k8s.schemas import schema_problems
-from tests.k8s.served_kinds import ADDRESS, SERVED, kind_at, kinds_of
 
 TOKEN = "the-service-account's-token"
-JOBS = re.compile(r"/apis/([^/]+)/([^/]+)/namespaces/([^/]+)/(trainjobs|pytorchjobs)(?:/([^/]+))?")
+JOBS = re.compile(r"/apis/([^/]+)/([^/]+)/namespaces/([^/]+)/(trainjobs)(?:/([^/]+))?")
 CORE = re.compile(r"/api/v1/namespaces/([^/]+)/(pods|events)(?:/([^/]+)/log)?")
-INSTALLED = {
-    ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
-    ("kubeflow.org", "v1", "pytorchjobs"),
-}
-KINDS = {"trainjobs": "TrainJob", "pytorchjobs": "PyTorchJob"}
-PYTORCH_KEYS = {"nprocPerNode", "runPolicy", "pytorchReplicaSpecs", "elasticPolicy"}
+INSTALLED = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
 
 Object = dict[str, Any]
 
@@ -59,8 +53,6 @@ class ApiServer:
     namespace: str = "team"
     address: str = ""
     jobs: dict[str, Object] = field(default_factory=dict)
-    objects: list[Object] = field(default_factory=list)
-    """What is deployed beside jobs."""
     pods: list[Object] = field(default_factory=list)
     logs: dict[str, list[str]] = field(default_factory=dict)
     events: list[Object] = field(default_factory=list)
@@ -70,7 +62,7 @@ class ApiServer:
     script: dict[str, deque[Callable[[Object], None]]] = field(default_factory=dict)
     """What the controllers do to a job before each look at it."""
     forbidden: set[str] = field(default_factory=set)
-    """Methods that the service account may not use, and plurals that it may not look at."""
+    """Methods that the service account may not use."""
     looks_until_gone: int = 2
     """Looks at a deleted job for which it is still there."""
     silent_seconds: float = 0.0
@@ -114,45 +106,12 @@ class ApiServer:
                 raise Refused(403, "Forbidden", f'cannot {method} resource in "{self.namespace}"')
             found = JOBS.fullmatch(path)
             is_list = found is not None and found.group(5) is None and method == "GET"
-            if found is not None and found.group(1, 2, 4) in INSTALLED and not is_list:
+            if found is not None and found.group(1, 2, 4) == INSTALLED and not is_list:
                 return self._job(method, query, body, *found.group(3, 4, 5))
             core = CORE.fullmatch(path)
             if core is not None:
                 return self._of_core(query, *core.group(2, 3))
-            address = ADDRESS.fullmatch(path)
-            if address is None or address[1] not in SERVED:
-                raise Refused(404, "", "404 page not found")
-            return self._look_at(query, *address.group(1, 2, 3, 4))
-
-    def _look_at(self, query: dict[str, str], *address: str | None) -> Object:
-        """A group's kinds, a list of objects, or one of them."""
-        version, namespace, plural, name = address
-        assert version is not None
-        if plural is None:
-            return kinds_of(version)
-        if plural in self.forbidden:
-            raise Refused(403, "Forbidden", f"{plural} is forbidden")
-        kind = kind_at(version, plural, namespaced=namespace is not None)
-        if not kind:
-            raise Refused(404, "NotFound", "the server could not find the requested resource")
-        found = [
-            item
-            for item in (*self.jobs.values(), *self.objects)
-            if (item["apiVersion"], item["kind"]) == (version, kind)
-            and item["metadata"].get("namespace") == namespace
-            and name in (None, item["metadata"]["name"])
-        ]
-        if name is None:
-            wanted = dict(
-                part.split("=") for part in query.get("labelSelector", "").split(",") if part
-            )
-            labelled = [
-                i for i in found if wanted.items() <= i["metadata"].get("labels", {}).items()
-            ]
-            return {"kind": f"{kind}List", "apiVersion": version, "items": labelled}
-        if not found:
-            raise Refused(404, "NotFound", f'{plural} "{name}" not found', name=name, kind=plural)
-        return found[0]
+            raise Refused(404, "", "404 page not found")
 
     def _job(self, method: str, query: dict[str, str], body: Object, *path: str | None) -> Object:
         namespace, plural, name = path
@@ -162,7 +121,7 @@ class ApiServer:
                 name=str(namespace), kind="namespaces",
             )  # fmt: skip
         if method == "POST":
-            return self._create(query, body, kind=KINDS[str(plural)])
+            return self._create(query, body)
         if name not in self.jobs:
             raise Refused(404, "NotFound", f'{plural} "{name}" not found', name=str(name))
         assert name is not None
@@ -177,9 +136,9 @@ class ApiServer:
         self.script[name] = deque([lambda _: None] * self.looks_until_gone)
         return self.jobs[name]
 
-    def _create(self, query: dict[str, str], body: Object, *, kind: str) -> Object:
+    def _create(self, query: dict[str, str], body: Object) -> Object:
         name = body["metadata"]["name"]
-        if body["kind"] != kind or body["metadata"]["namespace"] != self.namespace:
+        if body["kind"] != "TrainJob" or body["metadata"]["namespace"] != self.namespace:
             raise Refused(400, "BadRequest", "the object does not belong to the address")
         self._check(query, body)
         if name in self.jobs:
@@ -189,7 +148,7 @@ class ApiServer:
 
     def _check(self, query: dict[str, str], body: Object) -> None:
         known = {key: value for key, value in body.items() if key != "status"}
-        problems = schema_problems(known) if known["kind"] == "TrainJob" else _of_v1(known)
+        problems = schema_problems(known)
         if query.get("fieldValidation") != "Strict":  # as the real one: dropped, not refused
             problems = [problem for problem in problems if "unknown field" not in problem]
         if problems:
@@ -217,6 +176,10 @@ class ApiServer:
 
     def _of_core(self, query: dict[str, str], kind: str, pod: str | None) -> object:
         if pod is not None:
+            if "pods/log" in self.forbidden:
+                raise Refused(
+                    403, "Forbidden", 'pods/log is forbidden: cannot get resource "pods/log"'
+                )
             if pod not in self.logs:
                 raise Refused(400, "BadRequest", f'container in pod "{pod}" is waiting to start')
             return "".join(f"{line}\n" for line in self.logs[pod][-int(query["tailLines"]) :])
@@ -226,17 +189,6 @@ class ApiServer:
         else:
             found = [item for item in self.events if item["involvedObject"]["name"] == value]
         return {"kind": "List", "apiVersion": "v1", "items": found}
-
-
-def _of_v1(manifest: Object) -> list[str]:
-    """There are no official models of the operator v1: its pods are those of a Job."""
-    problems = [f"spec.{key}: unknown field" for key in manifest["spec"].keys() - PYTORCH_KEYS]
-    for replicas in manifest["spec"]["pytorchReplicaSpecs"].values():
-        template = deepcopy(replicas["template"])
-        template["spec"]["restartPolicy"] = replicas["restartPolicy"]
-        job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "j"}}
-        problems += schema_problems(job | {"spec": {"template": template}})
-    return problems
 
 
 def merged(old: Object, change: Object) -> Object:
@@ -258,6 +210,10 @@ def api_server() -> Iterator[ApiServer]:
     state = ApiServer()
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1  # head and body in one packet
+
         def answer(self) -> None:
             address = urlsplit(self.path)
             query = {key: values[0] for key, values in parse_qs(address.query).items()}
@@ -270,6 +226,7 @@ def api_server() -> Iterator[ApiServer]:
                 state.requests.append(("FAULT", address.path))
                 code, headers = state.faults.popleft()
                 if code == 0:
+                    self.close_connection = True
                     self.connection.close()
                     return
                 self.tell(code, {"kind": "Status", "message": "not now"}, headers)
@@ -288,6 +245,7 @@ def api_server() -> Iterator[ApiServer]:
             with suppress(ConnectionError):  # nobody waits for a slow answer any more
                 self.end_headers()
                 self.wfile.write(data)
+                self.wfile.flush()
 
         def log_message(self, *args: object) -> None:
             pass

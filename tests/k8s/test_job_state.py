@@ -32,11 +32,8 @@ def job(
         (job(("Suspended", "True"), labels={QUEUE_LABEL: "q"}), False, "waiting for quota"),
         (job(("Suspended", "False"), ready=1, labels={QUEUE_LABEL: "q"}), False, "running"),
         (job(ready=1), True, "running"),
-        (job(("Running", "True"), ("Created", "True")), False, "running"),
         (job(ready=0), True, "restarting"),
-        (job(("Running", "False"), ("Restarting", "True")), False, "restarting"),
         (job(("Complete", "True"), ready=0), True, "complete"),
-        (job(("Succeeded", "True"), ("Running", "False")), True, "complete"),
         (job(("Failed", "True"), ready=1), True, "failed"),
     ],
 )

@@ -5,8 +5,6 @@ from pydantic import ValidationError
 
 from k8s.launchers import (
     Processes,
-    PyTorchJob,
-    PyTorchJobLaunch,
     TrainJob,
     TrainJobLaunch,
     launch_of,
@@ -21,14 +19,14 @@ def test_processes_need_no_more_than_their_name() -> None:
 
 @pytest.mark.parametrize(
     "launcher",
-    [Processes(), TrainJob(runtime="other-v2", on_stop="suspend"), PyTorchJob(max_restarts=1)],
+    [Processes(), TrainJob(runtime="other-v2", on_stop="suspend")],
 )
 def test_a_launch_survives_the_parameter_it_travels_in(
-    launcher: Processes | TrainJob | PyTorchJob,
+    launcher: Processes | TrainJob,
 ) -> None:
     launch = launch_of(launcher, pods=FULL)
     assert read_launch(launch.model_dump_json()) == launch
-    if isinstance(launch, TrainJobLaunch | PyTorchJobLaunch):
+    if isinstance(launch, TrainJobLaunch):
         assert launch.pods == FULL
         assert launch.model_dump(exclude={"pods"}) == launcher.model_dump()
 
@@ -36,10 +34,9 @@ def test_a_launch_survives_the_parameter_it_travels_in(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ('{"kind":"mpi"}', "'processes', 'trainjob', 'pytorchjob'"),
+        ('{"kind":"mpi"}', "'processes', 'trainjob'"),
         ('{"kind":"trainjob"}', "pods"),
         ('{"kind":"processes","runtime":"r"}', "Extra inputs"),
-        ('{"kind":"pytorchjob","max_restarts":-1}', "greater than or equal to 0"),
     ],
 )
 def test_other_launches_are_refused(text: str, reason: str) -> None:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as parquet
 import pytest
+from kfp.dsl import pipeline_task
 
 from tests.k8s.shipped import unpacked_kubectl
 from tests.pipelines.kfp_server import KfpServer, running_server
@@ -36,6 +39,16 @@ def server() -> Iterator[KfpServer]:
     """Kubeflow Pipelines on loopback."""
     with running_server() as content:
         yield content
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shallow_stacks() -> None:
+    """kfp reads every frame's source to learn its caller's name, which is slow under pytest."""
+
+    def stack() -> list[tuple[str, ...]]:
+        return [("",) * 4, ("", "", "", sys._getframe(2).f_code.co_name)]
+
+    pipeline_task.inspect = SimpleNamespace(stack=stack)
 
 
 @pytest.fixture(scope="session", autouse=True)

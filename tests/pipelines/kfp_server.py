@@ -387,6 +387,8 @@ def uploaded_file(asked: Asked) -> bytes:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # head and body in one packet
     content: KfpServer
 
     def _handle(self) -> None:
@@ -430,7 +432,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
-        except (BrokenPipeError, ConnectionResetError):  # the client lost patience
+            self.wfile.flush()
+        except (BrokenPipeError, ConnectionResetError):  # the client's time-out passed
             self.close_connection = True
 
     def do_GET(self) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as parquet
 import pytest
 from PIL import Image
 
-from pipelines.preflight import check_places
+from pipelines.preflight import check_inputs
 from pipelines.spec.pipeline_spec import load_spec
 from tests.pipelines.specs import small_values, write_spec
 from tests.s3_server import s3_server
@@ -19,7 +19,7 @@ from tests.s3_server import s3_server
 
 def problems(values: dict[str, Any], folder: Path) -> str:
     spec = load_spec(write_spec(values, folder / "spec.yaml"))
-    return "\n".join(map(str, check_places(spec)))
+    return "\n".join(map(str, check_inputs(spec)))
 
 
 def test_a_right_spec_has_no_problem(pile: Path, tmp_path: Path) -> None:

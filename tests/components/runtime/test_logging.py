@@ -8,10 +8,13 @@ import logging, warnings
 from components.runtime.logging import set_up_logging
 set_up_logging()
 logging.getLogger("components.x").info("ours")
+logging.getLogger("components.x").warning("our warning")
 logging.getLogger("alembic.runtime").info("theirs")
 logging.getLogger("mlflow.x").warning("theirs")
-warnings.warn("a library's warning")
+warnings.warn_explicit("nobody can act on this", UserWarning, "f.py", 1, module="mlflow.store.x")
+warnings.warn_explicit("somebody should read this", UserWarning, "g.py", 2, module="other")
 """
+SHOWN = ["ours", "our warning", "g.py:2: UserWarning: somebody should read this"]
 
 
 def output(**environment: str) -> str:
@@ -21,10 +24,11 @@ def output(**environment: str) -> str:
     return done.stderr
 
 
-def test_our_lines_are_plain_and_libraries_are_quiet() -> None:
-    assert output() == "ours\n"
+def test_our_lines_are_plain_and_only_named_libraries_are_quiet() -> None:
+    assert output().split("\n")[:3] == SHOWN
 
 
-def test_other_ranks_say_which_they_are() -> None:
-    assert output(RANK="3") == "[rank 3] ours\n"
-    assert output(RANK="0") == "ours\n"
+def test_other_ranks_log_warnings_with_their_number() -> None:
+    shown = ["[rank 3] our warning", *(f"[rank 3] {line}" for line in SHOWN[2:])]
+    assert output(RANK="3").split("\n")[:2] == shown
+    assert output(RANK="0").split("\n")[:3] == SHOWN

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from components.ranks.job import forget_outcome
+from components.ranks.job import remove_earlier_result
 from components.runtime.context import RunContext
 from components.train.config import TrainStage
 from components.train.job import (
@@ -52,14 +52,18 @@ def test_what_people_look_at_has_a_place_for_all_nodes(job: Job) -> None:
 
 
 def test_a_result_tells_how_far_a_training_came(job: Job) -> None:
-    assert (read_result(job), job.is_finished(), job.how_far()) == (None, False, "before any step")
+    assert (read_result(job), job.is_finished(), job.progress_description()) == (
+        None,
+        False,
+        "before any step",
+    )
     write_result(job, RESULT)
     assert read_result(job) == RESULT
     assert job.is_finished()
     write_result(job, RESULT.model_copy(update={"is_finished": False}))
     assert not job.is_finished()
-    assert job.how_far() == "after step 3, with a checkpoint"
-    forget_outcome(job.directory)
+    assert job.progress_description() == "after step 3, with a checkpoint"
+    remove_earlier_result(job.directory)
     assert read_result(job) is None
 
 

@@ -16,16 +16,15 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from components.ranks.job import PREEMPTED
 from components.runtime.context import RunContext
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.progress import Progress
-from components.runtime.stage import StageFailed
 from components.runtime.storage import read_text, write_text
 from components.train.config import Probe, Topology, TrainStage
 from components.train.job import last_rows
 from components.train.launch import main, starting_weights
 from dinov2_core.config.training import HighResolution
+from dinov2_core.errors import ExitCode, StageFailed
 
 Flags = Callable[[TrainStage, DatasetManifest], list[str]]
 
@@ -73,7 +72,7 @@ def test_a_killed_and_a_stopped_run_go_on_without_a_gap(
     wait_for(lambda: has_checkpoint(25))
     (worker,) = workers(launcher)
     launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=60) == PREEMPTED
+    assert launcher.wait(timeout=60) == ExitCode.STOPPED
     assert not worker.is_running()
     assert not output.exists()
 

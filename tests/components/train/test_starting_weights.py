@@ -18,12 +18,11 @@ from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from components.register.main import MODEL_CODE
 from components.runtime.context import RunContext
-from components.runtime.storage import StorageError
 from components.train.config import TrainStage
 from components.train.starting_weights import fetch_weights
 from dinov2_core.config.training import HeadWarmup
+from dinov2_core.errors import InputError
 from tests.components.teachers import random_checkpoint
 
 
@@ -50,7 +49,13 @@ def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     path.write_bytes(b"weights")
     assert fetch(str(path), tmp_path / "fetched") == path
     assert not (tmp_path / "fetched").exists()
-    with pytest.raises(ValueError, match="named by initial_weights do not exist"):
+    folder = tmp_path / "dinov2-small"
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"model\.safetensors named by initial_weights do not ex"):
+        fetch(str(folder), tmp_path / "fetched")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert fetch(str(folder), tmp_path / "fetched") == folder / "model.safetensors"
+    with pytest.raises(InputError, match="named by initial_weights do not exist"):
         fetch("/absent", tmp_path)
 
 
@@ -66,7 +71,7 @@ def test_an_object_is_fetched_once_for_each_content(s3: None, tmp_path: Path) ->
     client.put_object(Bucket="weights", Key="a/model.pth", Body=b"two")
     assert fetch("s3://weights/a/model.pth", tmp_path).read_bytes() == b"two"
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(StorageError, match="S3 answered 404 for s3://weights/b"):
+    with pytest.raises(InputError, match="S3 answered 404 for s3://weights/b"):
         fetch("s3://weights/b", tmp_path)
 
 
@@ -82,11 +87,29 @@ def test_a_registered_teacher_gives_its_backbone(context: RunContext, tmp_path: 
     assert torch.equal(
         load_file(path)["dino_head.last_layer.weight_v"], teacher["dino_head.last_layer.weight_v"]
     )
-    with pytest.raises(ValueError, match="models:/other@champion is not in sqlite"):
+    with pytest.raises(InputError, match="models:/other@champion is not in sqlite"):
         fetch("models:/other@champion", fetched, uri)
     register(None, name="plain", tracking_uri=uri, folder=tmp_path)
-    with pytest.raises(ValueError, match="no teacher that dinopipe registered"):
+    with pytest.raises(InputError, match="no teacher that dinopipe registered"):
         fetch("models:/plain@champion", fetched, uri)
+
+
+def test_a_model_that_names_a_file_outside_of_itself_leaves_it_alone(
+    context: RunContext, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.safetensors"
+    checkpoint = random_checkpoint(tmp_path / "teacher")
+    secret.write_bytes(Path(checkpoint.teacher_uri).read_bytes())
+    uri = context.resolved_tracking_uri
+    register(secret, name="forged", tracking_uri=uri, folder=tmp_path)
+    (model,) = (tmp_path / "artifacts").rglob("MLmodel")
+    text = model.read_text()
+    assert "path: artifacts/secret.safetensors" in text
+    model.write_text(text.replace("path: artifacts/secret.safetensors", f"path: {secret}"))
+    with pytest.raises(InputError, match="as its weights, which is no file of the model"):
+        fetch("models:/forged@champion", tmp_path / "fetched", uri)
+    assert secret.exists()
+    assert not list((tmp_path / "fetched").iterdir())
 
 
 def register(weights: Path | None, *, name: str, tracking_uri: str, folder: Path) -> None:
@@ -102,7 +125,7 @@ def register(weights: Path | None, *, name: str, tracking_uri: str, folder: Path
     with mlflow.start_run(experiment_id=experiment):
         mlflow.pyfunc.log_model(
             name="teacher",
-            python_model=str(MODEL_CODE) if weights else str(_plain_code(folder)),
+            python_model=str(_plain_code(folder)),
             artifacts={"weights": str(weights), "config": str(config)} if weights else {},
             pip_requirements=["mlflow"],
             registered_model_name=name,
@@ -148,10 +171,11 @@ FETCH = """
 import sys
 from pathlib import Path
 from components.train.starting_weights import fetch_weights
+from dinov2_core.errors import InputError
 for name in sys.argv[2:]:
     try:
         print(fetch_weights(name, directory=Path(sys.argv[1]), tracking_uri="").read_text())
-    except ValueError as error:
+    except InputError as error:
         print(error)
 """
 

@@ -43,7 +43,7 @@ def test_input_that_can_be_fixed_is_told_as_it_is(job: Job, tmp_path: Path) -> N
     assert run_worker(job.model_copy(update={"starting_weights": str(weights)})) == 2
     failure = first_failure(job.directory)
     assert failure is not None
-    assert failure.can_be_fixed
+    assert failure.is_user_error
     assert failure.message.startswith(f"weights {weights} are not a safetensors file")
     assert read_result(job) is None
 
@@ -54,7 +54,7 @@ def test_any_other_error_is_told_with_its_type(job: Job, tmp_path: Path) -> None
     assert run_worker(job.model_copy(update={"shards": str(tmp_path / "shards")})) == 1
     failure = first_failure(job.directory)
     assert failure is not None
-    assert not failure.can_be_fixed
+    assert not failure.is_user_error
     assert failure.message.startswith("FileNotFoundError: ")
 
 
@@ -68,8 +68,8 @@ def test_a_store_that_does_not_answer_is_nobodys_input(
         assert run_worker(job.model_copy(update={"shards": "s3://pile/shards"})) == 1
     failure = first_failure(job.directory)
     assert failure is not None
-    assert not failure.can_be_fixed
-    assert "StoreUnreachable: S3 answered 503" in failure.message
+    assert not failure.is_user_error
+    assert "StoreUnavailable: S3 answered 503" in failure.message
 
 
 def test_images_that_are_not_in_the_store_are_wrong_input(job: Job, s3: str) -> None:

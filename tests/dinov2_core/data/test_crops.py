@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from dinov2_core.config.training import Crops as CropSettings
+from dinov2_core.config.augmentation import Crops
 from dinov2_core.data.crops import (
-    CropRecipe,
     augment_colors,
     crop_boxes,
     make_crops,
@@ -20,7 +17,13 @@ from dinov2_core.data.crops import (
 )
 from dinov2_core.data.randomness import Stream, hashed_uniforms
 
-RECIPE = CropRecipe(**CropSettings(num_local_crops=3).model_dump())
+RECIPE = Crops(num_local_crops=3)
+
+
+def replace(recipe: Crops, **changes: object) -> Crops:
+    return recipe.model_copy(update=changes)
+
+
 PLAIN = replace(
     RECIPE,
     horizontal_flip_probability=0.0,
@@ -136,7 +139,7 @@ def test_one_channel_and_no_local_crops() -> None:
     ],
 )
 def test_operations_have_their_probability(
-    recipe: CropRecipe, blur: float, solarize: float, expected: float
+    recipe: Crops, blur: float, solarize: float, expected: float
 ) -> None:
     number, size = (400, 96) if blur else (3000, 6)
     generator = torch.Generator().manual_seed(0)

@@ -7,16 +7,17 @@ from typing import Any
 import kfp
 import pytest
 
+from dinov2_core.errors import InputError, PipelinesRefused, PipelinesUnavailable, SettingsError
 from k8s.placement import Volume
 from pipelines.cluster import recurring_run as schedule
-from pipelines.cluster.client import ClusterError, Patience, connect
+from pipelines.cluster.client import RetryPolicy, connect
 from pipelines.cluster.submit import Target
 from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
 from pipelines.spec.problems import SpecError
 from tests.pipelines.kfp_server import API, KfpServer
 from tests.pipelines.specs import changed, small_values, write_spec
 
-QUICK = Patience(timeout_seconds=5.0, pauses_seconds=(0.01, 0.01))
+QUICK = RetryPolicy(timeout_seconds=5.0, max_retries=2, backoff_seconds=0.01)
 TARGET = Target(
     workdir="/mnt/dinopipe", volume=Volume(claim="dinopipe-work", mount_path="/mnt/dinopipe")
 )
@@ -36,7 +37,7 @@ def spec(tmp_path: Path) -> PipelineSpec:
 
 @pytest.fixture
 def client(server: KfpServer) -> kfp.Client:
-    return connect(server.url, patience=QUICK)
+    return connect(server.url, retry_policy=QUICK)
 
 
 def only(server: KfpServer) -> dict[str, Any]:
@@ -130,7 +131,7 @@ def test_a_broken_replacement_is_mended_by_doing_it_again(
             step, f"{RUNS}.*", 500, times=3 if step == "DELETE" else 1, is_done=step == "POST"
         )
     new = a_spec(tmp_path, schedule__cron="0 4 * * 1")
-    with pytest.raises(ClusterError, match="HTTP 500"):
+    with pytest.raises(PipelinesUnavailable, match="HTTP 500"):
         schedule.apply(client, new, TARGET)
     assert server.most_live == 1
     item, outcome = schedule.apply(client, new, TARGET)
@@ -190,7 +191,7 @@ def test_deleting_removes_it_even_if_somebody_was_faster(
 
 @pytest.mark.parametrize("change", [schedule.pause, schedule.resume, schedule.delete])
 def test_what_is_not_there_is_said(client: kfp.Client, spec: PipelineSpec, change: Any) -> None:
-    with pytest.raises(ValueError, match="there is no schedule dinopipe-demo"):
+    with pytest.raises(InputError, match="there is no schedule dinopipe-demo"):
         change(client, spec)
 
 
@@ -199,12 +200,12 @@ def test_a_forbidden_change_is_said(
 ) -> None:
     schedule.apply(client, spec, TARGET)
     server.fail("DELETE", f"{RUNS}/.*", 403)
-    with pytest.raises(ClusterError, match="does not allow this"):
+    with pytest.raises(PipelinesRefused, match="does not allow this"):
         schedule.delete(client, spec)
 
 
 def test_a_spec_without_schedule_is_told_what_to_write(client: kfp.Client, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no schedule; add to the spec.*schedule: \{cron"):
+    with pytest.raises(SettingsError, match=r"has no schedule; add to the spec.*schedule: \{cron"):
         schedule.apply(client, a_spec(tmp_path, schedule=None), TARGET)
 
 
@@ -221,16 +222,16 @@ def test_all_pages_are_listed(server: KfpServer, client: kfp.Client) -> None:
     for number in range(250):
         server.recurring[str(number)] = {
             "recurring_run_id": str(number), "display_name": f"dinopipe-{number}",
-            "description": f"{schedule.MARK}0: '@daily' UTC", "status": "ENABLED",
+            "description": f"{schedule.DESCRIPTION_PREFIX}0: '@daily' UTC", "status": "ENABLED",
         }  # fmt: skip
     found = schedule.recurring_runs(client)
     assert len(found) == 250
-    assert found[0].said == "'@daily' UTC"
+    assert found[0].schedule == "'@daily' UTC"
 
 
 def test_a_namespace_is_asked_for(server: KfpServer, spec: PipelineSpec) -> None:
     server.namespace = "team"
-    client = connect(server.url, namespace="team", patience=QUICK)
+    client = connect(server.url, namespace="team", retry_policy=QUICK)
     schedule.apply(client, spec, TARGET)
     assert len(schedule.recurring_runs(client)) == 1
 

@@ -8,8 +8,9 @@ import kfp
 import pytest
 import yaml
 
+from dinov2_core.errors import PipelinesRefused, PipelinesUnavailable, SettingsError
 from k8s.placement import Volume
-from pipelines.cluster.client import ClusterError, Patience, connect
+from pipelines.cluster.client import RetryPolicy, connect
 from pipelines.cluster.submit import (
     Target,
     cluster_context,
@@ -24,7 +25,7 @@ from pipelines.spec.problems import SpecError
 from tests.pipelines.kfp_server import API, KfpServer
 from tests.pipelines.specs import changed, small_values, write_spec
 
-QUICK = Patience(timeout_seconds=5.0, pauses_seconds=(0.01, 0.01))
+QUICK = RetryPolicy(timeout_seconds=5.0, max_retries=2, backoff_seconds=0.01)
 TARGET = Target(
     workdir="/mnt/dinopipe", volume=Volume(claim="dinopipe-work", mount_path="/mnt/dinopipe")
 )
@@ -42,7 +43,7 @@ def spec(tmp_path: Path) -> PipelineSpec:
 
 @pytest.fixture
 def client(server: KfpServer) -> kfp.Client:
-    return connect(server.url, patience=QUICK)
+    return connect(server.url, retry_policy=QUICK)
 
 
 def context_of_run(server: KfpServer, run_id: str) -> dict[str, Any]:
@@ -162,12 +163,12 @@ def test_the_identity_of_the_run_is_left_to_kubeflow(spec: PipelineSpec) -> None
 
 def test_a_namespace_goes_with_every_request(server: KfpServer, spec: PipelineSpec) -> None:
     server.namespace = "team-vision"
-    submit(connect(server.url, namespace="team-vision", patience=QUICK), spec, TARGET)
+    submit(connect(server.url, namespace="team-vision", retry_policy=QUICK), spec, TARGET)
     (pipeline,) = server.pipelines.values()
     (experiment,) = server.experiments.values()
     assert pipeline["namespace"] == experiment["namespace"] == "team-vision"
-    with pytest.raises(ClusterError, match="does not allow this .*--namespace"):
-        submit(connect(server.url, namespace="other", patience=QUICK), spec, TARGET)
+    with pytest.raises(PipelinesRefused, match="does not allow this .*--namespace"):
+        submit(connect(server.url, namespace="other", retry_policy=QUICK), spec, TARGET)
 
 
 def test_places_of_this_machine_are_refused_before_anything_is_sent(
@@ -199,7 +200,8 @@ def test_a_failure_is_not_hidden(
     server: KfpServer, client: kfp.Client, spec: PipelineSpec, path: str, status: int
 ) -> None:
     server.fail("POST", f"{API}/{path}", status)
-    with pytest.raises((ClusterError, ValueError), match=r"HTTP|No experiment"):
+    errors = (PipelinesRefused, PipelinesUnavailable, ValueError)  # the last is the client's own
+    with pytest.raises(errors, match=r"HTTP|No experiment"):
         submit(client, spec, TARGET)
     assert server.runs == {}
 
@@ -208,7 +210,7 @@ def test_a_lost_answer_to_the_start_of_a_run_is_not_repeated(
     server: KfpServer, client: kfp.Client, spec: PipelineSpec
 ) -> None:
     server.fail("POST", f"{API}/runs", 504, is_done=True)
-    with pytest.raises(ClusterError, match="it may have been done all the same"):
+    with pytest.raises(PipelinesUnavailable, match="may have been carried out all the same"):
         submit(client, spec, TARGET)
     assert len(server.runs) == 1
 
@@ -244,14 +246,14 @@ def test_the_library_prints_nothing_of_its_own(
 
 def test_the_stand_in_refuses_what_the_models_do_not_know(server: KfpServer) -> None:
     """A test of the test: a stand-in that takes everything proves nothing."""
-    client = connect(server.url, patience=QUICK)
+    client = connect(server.url, retry_policy=QUICK)
     api = client._run_api.api_client
     for body, message in (
         ({"display_name": "x", "enable_caching": False}, "unknown keys"),
         ({"display_name": 7.5}, "wanted str"),
         ({"display_name": "x", "state": "DONE"}, "wanted one of"),
     ):
-        with pytest.raises(ClusterError, match=message):
+        with pytest.raises(PipelinesRefused, match=message):
             api.call_api(f"{API}/runs", "POST", body=body, header_params={})
     server.pipelines["p"] = {"pipeline_id": "p", "display_name": "p"}
 
@@ -260,8 +262,8 @@ def test_the_stand_in_reads_uploads_as_pipelines(server: KfpServer, tmp_path: Pa
     server.pipelines["p"] = {"pipeline_id": "p", "display_name": "p"}
     package = tmp_path / "p.yaml"
     package.write_text("schemaVersion: 2.1.0\nbogus: 1\n")
-    with pytest.raises(ClusterError, match="not a pipeline"):
-        connect(server.url, patience=QUICK).upload_pipeline_version(
+    with pytest.raises(PipelinesRefused, match="not a pipeline"):
+        connect(server.url, retry_policy=QUICK).upload_pipeline_version(
             str(package), "v", pipeline_id="p"
         )
 
@@ -287,7 +289,7 @@ class TestTarget:
 
     def test_a_work_directory_beside_the_volume_is_refused(self, tmp_path: Path) -> None:
         spec = a_spec(tmp_path, placement={"volume": {"claim": "fast", "mount_path": "/data"}})
-        with pytest.raises(ValueError, match="/scratch is not on the volume"):
+        with pytest.raises(SettingsError, match="/scratch is not on the volume"):
             target_of(spec, workdir="/scratch")
 
     def test_trainings_on_pods_of_their_own_need_an_account_that_may_make_them(
@@ -306,8 +308,8 @@ def test_a_training_in_another_namespace_than_its_step_is_refused(
     placement = {"launcher": {"kind": "trainjob"}, "namespace": "vision"}
     spec = a_spec(tmp_path, placement=placement, image=image)
     with pytest.raises(SpecError, match="placement.namespace: 'vision' is not the namespace"):
-        submit(connect(server.url, namespace="team", patience=QUICK), spec, target_of(spec))
+        submit(connect(server.url, namespace="team", retry_policy=QUICK), spec, target_of(spec))
     assert server.asked == []
     server.namespace = "vision"
-    client = connect(server.url, namespace="vision", patience=QUICK)
+    client = connect(server.url, namespace="vision", retry_policy=QUICK)
     assert submit(client, spec, target_of(spec)).run_id in server.runs

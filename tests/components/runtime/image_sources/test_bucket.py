@@ -11,8 +11,7 @@ import pytest
 from components.runtime import s3 as store
 from components.runtime.image_sources.bucket import BucketSource, RemoteFile
 from components.runtime.image_sources.source import StoredObject
-from components.runtime.storage import StorageError
-from dinov2_core.errors import ObjectUnreadable
+from dinov2_core.errors import ObjectUnreadable, StoreRefused
 
 
 def test_a_prefix_lists_all_pages_in_order(s3: str) -> None:
@@ -48,7 +47,7 @@ def test_an_object_that_is_too_large_for_an_image_is_not_asked_for() -> None:
 
 
 def test_a_missing_bucket_is_named(s3: str) -> None:
-    with pytest.raises(StorageError, match="NoSuchBucket for s3://nowhere/"):
+    with pytest.raises(StoreRefused, match="NoSuchBucket for s3://nowhere/"):
         BucketSource("s3://nowhere/x").objects()
 
 
@@ -60,7 +59,7 @@ def test_missing_credentials_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(
-        StorageError, match="no S3 credentials for s3://pile/.*set AWS_ACCESS_KEY_ID"
+        StoreRefused, match="no S3 credentials for s3://pile/.*set AWS_ACCESS_KEY_ID"
     ):
         BucketSource("s3://pile/x").objects()
 
