@@ -12,17 +12,18 @@ import torch
 from components.curate.embedder import embedder_of
 from components.curate.job import EmbeddingJob, ImageSet
 from components.curate.stored_images import StoredImages
-from components.ranks.worker_main import run_rank
+from components.ranks.worker_main import worker_process
 from components.runtime.progress import Reporter
 from components.runtime.storage import upload
 from dinov2_core.curation.manifest import write_table
 from dinov2_core.curation.scanning import scan_block
-from dinov2_core.errors import InputError
+from dinov2_core.errors import ExitCode, InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed; exit codes are 0 finished, 75 stopped by SIGTERM after a block, 2 wrong input."""
-    return run_rank(argv, kind=EmbeddingJob, work=_embed)
+    with worker_process(argv, kind=EmbeddingJob) as (job, stop):
+        return ExitCode.DONE if _embed(job, stop) else ExitCode.STOPPED
 
 
 def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:

@@ -40,7 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 def set_up_logging() -> None:
-    """Plain lines on standard error; own messages from INFO, on other ranks than 0 from WARNING."""
+    """Plain lines on standard error: own messages from INFO, libraries' from WARNING or ERROR.
+
+    Ranks other than 0 leave progress and other information to rank 0; their warnings and errors
+    begin with the rank.
+    """
     rank = os.environ.get("RANK", "0")
     is_main_rank = rank == "0"
     prefix = "" if is_main_rank else f"[rank {rank}] "

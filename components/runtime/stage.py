@@ -103,6 +103,8 @@ class Stage(Generic[Output]):
     """Makes what the manifest describes."""
     is_intact: Callable[[Output, StageRun], bool] = lambda manifest, _: exists(manifest.uri)
     """Whether what an earlier manifest describes is still there."""
+    complete_tracking: Callable[[Output, StageRun], None] = lambda *_: None
+    """Sends to MLflow what the work could not, whether it was done now or is reused."""
     scratch: tuple[str, ...] = ()
     """Names in the directory that no other stage reads, and that are not uploaded."""
 
@@ -172,6 +174,7 @@ def run_stage(
             with full_disk_explained(context.root):
                 attempt = _Attempt.of(name, _described(prepare, args), context=context)
                 manifest, is_cached = attempt.result(report)
+                attempt.stage.complete_tracking(manifest, attempt.run)
                 attempt.run.log_results(manifest.numbers)
                 manifest.write(args.output)
                 write_executor_output(args.executor_input, manifest=manifest)

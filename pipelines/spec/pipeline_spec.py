@@ -223,7 +223,10 @@ class PipelineSpec(Frozen):
         """Settings of the third stage, with the schedules compressed."""
         learning = self.pretrain.learning.at_high_resolution(self.finetune)
         return TrainStage(
-            learning=learning, topology=self.pretrain.topology, probe=self._probe(learning)
+            learning=learning,
+            topology=self.pretrain.topology,
+            probe=self._probe(learning),
+            log_every_steps=self.pretrain.log_every_steps,
         )
 
     def _probe(self, learning: TrainingConfig) -> Probe | None:

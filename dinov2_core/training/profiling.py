@@ -1,10 +1,9 @@
-"""Profiles of whole steps: a trace for a person now and then, communication times from samples."""
+"""Profiles of whole steps: a trace of the first ones, communication times from samples."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,22 +17,21 @@ WARMUP_STEPS = 3
 COMMUNICATION_EVERY_STEPS = 500
 """A profiled step takes noticeably longer, so that few are sampled."""
 COLLECTIVES = ("gloo:", "nccl:", "nccldevkernel", "ncclkernel")
-"""How names of collectives begin in a profile, lower case: on gloo with the wait for slower ranks,
-on NCCL the kernels, which wait for them as well."""
+"""How names of collectives begin in a profile, lower case: gloo's operations and NCCL's kernels.
+Their times include the wait for slower ranks."""
 
 
 class StepProfiler:
     """Profiles some of the steps of this rank.
 
     `begin` goes before a step and `end` after it. The first steps after the warm-up go to a
-    Chrome trace, which Perfetto opens; later one step now and then is profiled alone for the time
-    in collectives. Its phases overlap with these times: communication is hidden behind the
-    computation as far as that goes.
+    Chrome trace, which Perfetto opens; later one step in so many is profiled alone for the time
+    in collectives, which computation hides in part.
 
     Args:
         num_steps: Steps in the trace; 0 writes none.
         path: Of the trace, ending with .json.gz.
-        measures_communication: Whether there is somebody to talk to.
+        measures_communication: Whether there are other ranks.
         on_trace: Called with the path once the trace is written.
     """
 
@@ -49,16 +47,16 @@ class StepProfiler:
         self._path = path
         self._measures_communication = measures_communication
         self._on_trace = on_trace
-        self._num_seen = 0
+        self._num_steps_taken = 0
         self._trace: profile | None = None
         self._sample: profile | None = None
 
     def begin(self) -> None:
         """Start what is due before the next step."""
-        first, seen = WARMUP_STEPS, self._num_seen
-        if self._num_steps and seen == first:
+        first, taken = WARMUP_STEPS, self._num_steps_taken
+        if self._num_steps and taken == first:
             self._trace = _started()
-        since = seen - first - self._num_steps
+        since = taken - first - self._num_steps
         is_due = since >= 0 and since % COMMUNICATION_EVERY_STEPS == 0
         if self._measures_communication and is_due:
             self._sample = _started()
@@ -69,8 +67,8 @@ class StepProfiler:
         Returns:
             `communication` in seconds, if it was sampled.
         """
-        self._num_seen += 1
-        if self._trace is not None and self._num_seen >= WARMUP_STEPS + self._num_steps:
+        self._num_steps_taken += 1
+        if self._trace is not None and self._num_steps_taken >= WARMUP_STEPS + self._num_steps:
             self.close()
         if self._sample is None:
             return {}
@@ -90,29 +88,8 @@ class StepProfiler:
         self._on_trace(self._path)
 
 
-@contextmanager
-def step_profiler(
-    *,
-    num_steps: int,
-    path: Path,
-    measures_communication: bool,
-    on_trace: Callable[[Path], None],
-) -> Iterator[StepProfiler]:
-    """A profiler whose trace is written even if the steps end early; see `StepProfiler`."""
-    profiler = StepProfiler(
-        num_steps=num_steps,
-        path=path,
-        measures_communication=measures_communication,
-        on_trace=on_trace,
-    )
-    try:
-        yield profiler
-    finally:
-        profiler.close()
-
-
 def communication_seconds(finished: profile) -> float:
-    """Time in which at least one collective of this rank was under way; overlaps count once."""
+    """Time in which at least one collective of this rank was running; overlaps count once."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in finished.events() or ()  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import record_function
 
-from components.train.profiling import StepProfiler, communication_seconds, step_profiler
+from dinov2_core.training.profiling import StepProfiler, communication_seconds
 
 
 def take_steps(profiler: StepProfiler, count: int) -> list[dict[str, float]]:
@@ -36,9 +37,10 @@ def test_a_trace_holds_the_steps_after_the_warmup(
 ) -> None:
     written: list[Path] = []
     path = tmp_path / "trace.json.gz"
-    with step_profiler(
+    profiler = StepProfiler(
         num_steps=2, path=path, measures_communication=False, on_trace=written.append
-    ) as profiler:
+    )
+    with closing(profiler):
         assert take_steps(profiler, taken) == [{}] * taken
     assert written == [path]
     steps = {name for name in names(path) if name.startswith("step ")}
