@@ -6,6 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from components.local_paths import LocalPath
 from dinov2_core.config.frozen import Frozen
 
 
@@ -14,9 +15,9 @@ class EvaluationSet(Frozen):
 
     name: str = Field(pattern="^[a-z][a-z0-9_]{0,39}$")
     """Prefix of the metrics."""
-    train: str = Field(min_length=1)
+    train: LocalPath = Field(min_length=1)
     """Images whose labels are known."""
-    test: str = Field(min_length=1)
+    test: LocalPath = Field(min_length=1)
     """Images whose labels are predicted; these are kept out of training."""
 
 

@@ -71,7 +71,6 @@ def _stage(args: argparse.Namespace) -> Stage[EvaluationReport]:
         identity={"evaluation": evaluation_sha256},
         parents=(dataset, checkpoint),
         work=work,
-        metrics=lambda report: dict(report.metrics),
     )
 
 

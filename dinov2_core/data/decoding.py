@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -29,6 +30,8 @@ _DAMAGE = (
     RuntimeError,  # the AVIF decoder's
 )
 
+
+_STRIP_PIXELS = 2**20
 
 Image.init()  # later, several threads would load the decoders at once
 
@@ -84,8 +87,8 @@ def open_image(content: bytes, *, num_channels: int, max_pixels: int = MAX_PIXEL
         )
     image = _load(content, max_pixels)
     try:
-        upright = ImageOps.exif_transpose(image)
-        shown = _eight_bit(upright)
+        ImageOps.exif_transpose(image, in_place=True)
+        shown = _eight_bit(image)
         return shown.convert("L") if num_channels == 1 else shown
     except UnreadableImage:
         raise
@@ -95,11 +98,11 @@ def open_image(content: bytes, *, num_channels: int, max_pixels: int = MAX_PIXEL
 
 def image_format(content: bytes) -> str:
     """Name of the encoding in lower case, as Pillow knows it (`jpeg`, `png`, `webp`, `tiff`)."""
-    return (_identify(content).format or "unknown").lower()
+    return (identify(content).format or "unknown").lower()
 
 
 def _load(content: bytes, max_pixels: int) -> Image.Image:
-    image = _identify(content)
+    image = identify(content)
     width, height = image.size
     if width * height > max_pixels:
         raise UnreadableImage(
@@ -112,7 +115,12 @@ def _load(content: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _identify(content: bytes) -> Image.Image:
+def identify(content: bytes) -> Image.Image:
+    """The image with size and format but without pixels: only its header is read.
+
+    Raises:
+        UnreadableImage: The bytes are no image.
+    """
     if not content:
         raise UnreadableImage("empty", "the file holds no bytes")
     try:
@@ -148,21 +156,39 @@ def _eight_bit(image: Image.Image) -> Image.Image:
             return image.convert("RGB")
 
 
+def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Whole rows of an image, a million pixels at a time, and the number of the first of them.
+
+    What needs many bytes per pixel is done strip by strip: an image may have 89 million.
+    """
+    height = max(1, _STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
+
+
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" not in image.info:
         return image.convert("RGB")
-    opaque = image.convert("RGBA")
-    white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
-    flat = Image.alpha_composite(white, opaque).convert("RGB")
-    return flat.convert("L") if image.mode in ("L", "LA", "La") else flat
+    flat = Image.new("L" if image.mode in ("L", "LA", "La") else "RGB", image.size)
+    for top, strip in strips(image):
+        opaque = strip.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+        flat.paste(Image.alpha_composite(white, opaque).convert("RGB").convert(flat.mode), (0, top))
+    return flat
 
 
 def _from_wide(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    if image.mode != "F" and values.min(initial=0) >= 0 and values.max(initial=0) <= 65_535:
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    if not np.isfinite(values).all():
-        raise UnreadableImage("unreadable", "the image holds values that are not finite")
-    low, high = values.min(initial=0), values.max(initial=0)
-    scaled = (values - low) * (255 / (high - low) if high > low else 0)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    low, high = 0.0, 0.0
+    for _, strip in strips(image):
+        values = np.asarray(strip)
+        if not np.isfinite(values).all():
+            raise UnreadableImage("unreadable", "the image holds values that are not finite")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    is_16_bit = image.mode != "F" and low >= 0 and high <= 65_535
+    factor = 255 / (high - low) if high > low else 0.0
+    gray = Image.new("L", image.size)
+    for top, strip in strips(image):
+        values = np.asarray(strip).astype(np.float64)
+        values = values / 257 if is_16_bit else (values - low) * factor
+        gray.paste(Image.fromarray(np.rint(values).astype(np.uint8)), (0, top))
+    return gray

@@ -1,0 +1,54 @@
+"""Reads the labelled images on which a training probes its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from components.train.config import Probe
+from dinov2_core.errors import InputError
+from dinov2_core.evaluation.labelled_set import (
+    LabelledPair,
+    LabelledSet,
+    read_labelled_pair,
+    read_labelled_set,
+)
+from dinov2_core.training.teacher_monitor import KnnProbe, evenly_spaced
+
+HELD_OUT = 5
+"""One in so many labelled images is held out where there is no test set."""
+
+
+def knn_probe(settings: Probe) -> KnnProbe:
+    """The probe of some settings, with its images.
+
+    Raises:
+        InputError: There are too few images, or they cannot be read.
+    """
+    pair = _labelled_pair(settings)
+    return KnnProbe(
+        images=LabelledPair(
+            train=_thinned(pair.train, settings.max_train_images),
+            test=_thinned(pair.test, settings.max_test_images),
+        ),
+        every_steps=settings.every_steps,
+        num_neighbours=settings.num_neighbours,
+        min_top1=settings.min_top1,
+    )
+
+
+def _labelled_pair(settings: Probe) -> LabelledPair:
+    if settings.test:
+        return read_labelled_pair(train=Path(settings.train), test=Path(settings.test))
+    labelled = read_labelled_set(Path(settings.train))
+    held_out = range(0, len(labelled), HELD_OUT)
+    kept = sorted(set(range(len(labelled))) - set(held_out))
+    if not kept:
+        raise InputError(
+            f"probe.train {settings.train} has {len(labelled)} images, of which one in {HELD_OUT} "
+            "is held out; give more images, or a probe.test"
+        )
+    return LabelledPair(train=labelled.subset(kept), test=labelled.subset(list(held_out)))
+
+
+def _thinned(images: LabelledSet, limit: int) -> LabelledSet:
+    return images.subset(evenly_spaced(len(images), limit))
