@@ -72,7 +72,7 @@ def _ranks_of(
             settings=spec.curate, sets=(), context=context, directory=directory, mlflow_run_id=""
         )
     return Job(
-        phase=phase,
+        stage_name=phase,
         stage=spec.pretrain_stage if phase == "pretrain" else spec.finetune_stage,
         context=context,
         directory=directory,
