@@ -145,7 +145,7 @@ class HealthPage:
         self._history.refresh()
         sections = self._sections(num_steps_done, patch_tokens)
         page = page_of(
-            title=f"{self._job.context.run_name} · {self._job.phase}",
+            title=f"{self._job.context.run_name} · {self._job.stage_name}",
             facts=self._facts(num_steps_done=num_steps_done),
             warnings=warnings,
             sections=sections,

@@ -45,7 +45,7 @@ class TrainingReporter:
         self._job = job
         self._next_step = first_step
         self._interval_steps = job.stage.metric_interval_steps
-        self._progress = Reporter(job.progress, stage=job.phase)
+        self._progress = Reporter(job.progress, stage=job.stage_name)
         self._log = MetricLog(job.metrics, first_step=first_step, marker=MARKER)
         self._background = BackgroundWork(
             self._log, open_run=lambda: Tracker(job.context).open(job.mlflow_run_id)

@@ -26,7 +26,7 @@ ENTRY = [sys.executable, "-W", "ignore", "-m", "components.ranks.torchrun_entry"
 @pytest.fixture
 def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_path: Path) -> Job:
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=context,
         directory=str(tmp_path / "stage"),

@@ -40,7 +40,7 @@ class Uploads:
 @pytest.fixture
 def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_path: Path) -> Job:
     job = Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=context,
         directory=str(tmp_path / "stage"),

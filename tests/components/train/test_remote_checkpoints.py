@@ -100,7 +100,7 @@ def job(
     checkpoints = stage.learning.checkpoints.model_copy(update={"every_steps": 3})
     learning = stage.learning.model_copy(update={"optimization": short, "checkpoints": checkpoints})
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage.model_copy(update={"learning": learning}),
         context=context,
         directory="s3://pile/run/stages/pretrain/0",

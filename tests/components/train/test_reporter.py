@@ -52,7 +52,7 @@ def job(
     stage: TrainStage, dataset: DatasetManifest, context: RunContext, run: StageRun, tmp_path: Path
 ) -> Job:
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=context,
         directory=str(tmp_path / "stage"),

@@ -32,7 +32,7 @@ def run_worker(job: Job) -> int:
 @pytest.fixture
 def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_path: Path) -> Job:
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=context,
         directory=str(tmp_path / "stage"),
