@@ -1,8 +1,25 @@
 """The two training stages as Kubeflow components: one program, two declarations."""
 
+from typing import Any
+
 from kfp import dsl
 
-COMMAND = ["python3", "-m", "components.train"]
+
+def _container(
+    stage_name: str, settings: list[str], inputs: list[Any], checkpoint: Any
+) -> dsl.ContainerSpec:
+    flags = ("--config", "--context", "--launcher", "--kubeflow-run")
+    return dsl.ContainerSpec(
+        image="dinopipe",
+        command=["python3", "-m", "components.train"],
+        args=[
+            *("--phase", stage_name),
+            *(part for pair in zip(flags, settings, strict=True) for part in pair),
+            *inputs,
+            *("--output", checkpoint.path),
+            *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
+        ],
+    )
 
 
 @dsl.container_component
@@ -26,28 +43,8 @@ def pretrain(
         checkpoint: Manifest of the teacher and of the resumable state.
         metrics: Last losses and throughput.
     """
-    return dsl.ContainerSpec(
-        image="dinopipe",
-        command=COMMAND,
-        args=[
-            "--phase",
-            "pretrain",
-            "--config",
-            config,
-            "--context",
-            context,
-            "--launcher",
-            launcher,
-            "--kubeflow-run",
-            kubeflow_run,
-            "--dataset",
-            dataset.path,
-            "--output",
-            checkpoint.path,
-            "--executor-input",
-            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
-    )
+    inputs = ["--dataset", dataset.path]
+    return _container("pretrain", [config, context, launcher, kubeflow_run], inputs, checkpoint)
 
 
 @dsl.container_component
@@ -73,27 +70,5 @@ def finetune(
         checkpoint: Manifest of the teacher and of the resumable state.
         metrics: Last losses and throughput.
     """
-    return dsl.ContainerSpec(
-        image="dinopipe",
-        command=COMMAND,
-        args=[
-            "--phase",
-            "finetune",
-            "--config",
-            config,
-            "--context",
-            context,
-            "--launcher",
-            launcher,
-            "--kubeflow-run",
-            kubeflow_run,
-            "--dataset",
-            dataset.path,
-            "--pretrained",
-            pretrained.path,
-            "--output",
-            checkpoint.path,
-            "--executor-input",
-            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
-    )
+    inputs = ["--dataset", dataset.path, "--pretrained", pretrained.path]
+    return _container("finetune", [config, context, launcher, kubeflow_run], inputs, checkpoint)
