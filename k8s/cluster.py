@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kubernetes import client, config
@@ -21,8 +22,6 @@ from urllib3.exceptions import HTTPError
 
 from dinov2_core.errors import ClusterRefused, ClusterUnavailable
 from k8s.job_kind import JobKind
-
-logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = (5.0, 30.0)
 """To connect, and to wait for an answer."""
@@ -93,12 +92,9 @@ class Cluster:
             ClusterRefused: The manifest is wrong, or this service account may not do it.
             ClusterUnavailable: No answer in good order after all attempts.
         """
-        custom = client.CustomObjectsApi(self.api)
-        path = (kind.group, kind.version, self.namespace, kind.plural)
+        create = client.CustomObjectsApi(self.api).create_namespaced_custom_object
         return self._json(
-            lambda **options: custom.create_namespaced_custom_object(
-                *path, manifest, field_validation="Strict", **options
-            ),
+            partial(create, *self._path(kind), manifest, field_validation="Strict"),
             what=f"create {kind.plural} {manifest['metadata']['name']}",
         )
 
@@ -108,33 +104,25 @@ class Cluster:
         Raises:
             ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        custom = client.CustomObjectsApi(self.api)
-        path = (kind.group, kind.version, self.namespace, kind.plural, name)
-        try:
+        get = client.CustomObjectsApi(self.api).get_namespaced_custom_object
+        with suppress(_NotFound):
             return self._json(
-                lambda **options: custom.get_namespaced_custom_object(*path, **options),
-                what=f"get {kind.plural} {name}",
+                partial(get, *self._path(kind), name), what=f"get {kind.plural} {name}"
             )
-        except _NotFound:
-            return None
+        return None
 
     def patch(self, kind: JobKind, name: str, change: dict[str, Any]) -> None:
-        """Merge a change into a job; a job that is gone stays gone.
+        """Merge a change into a job; nothing happens to one that is gone.
 
         Raises:
             ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        custom = client.CustomObjectsApi(self.api)
-        path = (kind.group, kind.version, self.namespace, kind.plural, name)
-        try:
+        patch = client.CustomObjectsApi(self.api).patch_namespaced_custom_object
+        with suppress(_NotFound):
             self._json(
-                lambda **options: custom.patch_namespaced_custom_object(
-                    *path, change, field_validation="Strict", **options
-                ),
+                partial(patch, *self._path(kind), name, change, field_validation="Strict"),
                 what=f"patch {kind.plural} {name}",
             )
-        except _NotFound:
-            logger.info("%s %s is gone", kind.plural, name)
 
     def delete(self, kind: JobKind, name: str) -> None:
         """Ask for a job's deletion, with its pods before it; one that is gone is fine.
@@ -142,17 +130,12 @@ class Cluster:
         Raises:
             ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        custom = client.CustomObjectsApi(self.api)
-        path = (kind.group, kind.version, self.namespace, kind.plural, name)
-        try:
+        delete = client.CustomObjectsApi(self.api).delete_namespaced_custom_object
+        with suppress(_NotFound):
             self._json(
-                lambda **options: custom.delete_namespaced_custom_object(
-                    *path, propagation_policy="Foreground", **options
-                ),
+                partial(delete, *self._path(kind), name, propagation_policy="Foreground"),
                 what=f"delete {kind.plural} {name}",
             )
-        except _NotFound:
-            logger.info("%s %s is gone already", kind.plural, name)
 
     def pods(self, label: str, value: str) -> list[Pod]:
         """Pods that carry a label, newest first.
@@ -160,12 +143,9 @@ class Cluster:
         Raises:
             ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        core = client.CoreV1Api(self.api)
+        list_pods = client.CoreV1Api(self.api).list_namespaced_pod
         found = self._json(
-            lambda **options: core.list_namespaced_pod(
-                self.namespace, label_selector=f"{label}={value}", **options
-            ),
-            what="list pods",
+            partial(list_pods, self.namespace, label_selector=f"{label}={value}"), what="list pods"
         )
         pods = [_pod(item) for item in found["items"]]
         return sorted(pods, key=lambda pod: pod.started, reverse=True)
@@ -176,17 +156,10 @@ class Cluster:
         Raises:
             ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        core = client.CoreV1Api(self.api)
+        read = partial(client.CoreV1Api(self.api).read_namespaced_pod_log, pod, self.namespace)
         try:
             content = self._content(
-                lambda **options: core.read_namespaced_pod_log(
-                    pod,
-                    self.namespace,
-                    container=container,
-                    tail_lines=last,
-                    timestamps=True,
-                    **options,
-                ),
+                partial(read, container=container, tail_lines=last, timestamps=True),
                 what=f"read the log of {pod}",
             )
         except _NotFound:
@@ -197,58 +170,26 @@ class Cluster:
             raise
         return content.decode("utf-8", errors="replace").splitlines()
 
-    def fetch(self, path: str, *, labels: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """What the API serves at an address, or None where it serves nothing.
-
-        Args:
-            path: Of an object, a list or a group's kinds, such as `/apis/apps/v1`.
-            labels: Of what a list shall hold; all of it without.
-
-        Raises:
-            ClusterRefused, ClusterUnavailable: As for `create`; status 403 where rights are short.
-        """
-        selector = ",".join(f"{key}={value}" for key, value in (labels or {}).items())
-        try:
-            return self._json(
-                lambda **options: self.api.call_api(
-                    path,
-                    "GET",
-                    query_params=[("labelSelector", selector)] if selector else [],
-                    header_params={"Accept": "application/json"},
-                    auth_settings=["BearerToken"],
-                    _return_http_data_only=True,
-                    **options,
-                ),
-                what=f"get {path}",
-            )
-        except _NotFound:
-            return None
-        except ClusterRefused as refused:
-            if refused.status == NOT_FOUND:
-                return None
-            raise
-
     def events(self, names: Sequence[str], *, last: int = 10) -> list[str]:
         """Last events of objects, oldest first.
 
         Raises:
             ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        core = client.CoreV1Api(self.api)
+        list_events = partial(client.CoreV1Api(self.api).list_namespaced_event, self.namespace)
         found: list[dict[str, Any]] = []
         for name in names:
-            selector = f"involvedObject.name={name}"
-            found += self._json(
-                lambda selector=selector, **options: core.list_namespaced_event(
-                    self.namespace, field_selector=selector, **options
-                ),
-                what="list events",
-            )["items"]
+            chosen = partial(list_events, field_selector=f"involvedObject.name={name}")
+            found += self._json(chosen, what="list events")["items"]
         found.sort(key=lambda item: item.get("lastTimestamp") or item.get("eventTime") or "")
         return [
             f"{item['involvedObject']['name']}: {item.get('reason', '')}: {item.get('message', '')}"
             for item in found[-last:]
         ]
+
+    def _path(self, kind: JobKind) -> tuple[str, str, str, str]:
+        """Where the API serves jobs of a kind, as the client's methods take it."""
+        return kind.group, kind.version, self.namespace, kind.plural
 
     def _json(self, call: Callable[..., Any], *, what: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._content(call, what=what))

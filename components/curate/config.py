@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AliasChoices, Field, model_validator
 
+from components.local_paths import LocalPath
 from components.ranks.config import Topology
 from dinov2_core.config.curation import (
     AlignmentVerification,
@@ -19,7 +20,7 @@ from dinov2_core.config.frozen import Frozen
 class Images(Frozen):
     """The source images."""
 
-    uri: str = Field(min_length=1)
+    uri: LocalPath = Field(min_length=1)
     """A folder, a glob pattern, a Parquet file with a column `image`, or an s3:// prefix."""
     synthetic_defects: SyntheticDefects | None = Field(
         None, validation_alias=AliasChoices("synthetic_defects", "planted")
@@ -51,7 +52,7 @@ class TimmEmbedding(Frozen):
     kind: Literal["timm"] = "timm"
     name: str
     """Model name, such as `vit_small_patch14_dinov2.lvd142m`."""
-    weights: str | None = None
+    weights: LocalPath | None = None
     """Local file with the weights; null downloads the published ones."""
     size_pixels: int = Field(224, ge=8)
     """Side to which images are resized."""
@@ -66,7 +67,7 @@ class TorchScriptEmbedding(Frozen):
     """Embeds with a TorchScript file, such as SSCD's."""
 
     kind: Literal["torchscript"] = "torchscript"
-    path: str
+    path: LocalPath
     """Local TorchScript file."""
     size_pixels: int = Field(288, ge=8)
     """Side to which images are resized."""
@@ -85,7 +86,7 @@ Embedding = Annotated[
 class SeedRetrieval(Frozen):
     """Keeps only the neighbours of a seed set, sample-based retrieval of arXiv:2304.07193."""
 
-    uri: str
+    uri: LocalPath
     """Seed images: a folder, a glob pattern, a Parquet file or an s3:// prefix."""
     num_neighbours: int = Field(4, ge=1)
     """Images kept for each seed image; the paper takes 4 for large sets, 32 for small."""

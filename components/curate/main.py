@@ -77,7 +77,6 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
         },
         parents=(),
         work=lambda stage: _curate(config, sets, stage=stage, launch=launch),
-        metrics=_metrics,
         is_intact=lambda manifest, _: exists(join_uri(manifest.shards_uri, INDEX_NAME)),
         scratch=(WITH_DEFECTS,),
     )
@@ -194,11 +193,3 @@ def _with_defects(
             ground_truth_path=path,
         )
     return StoredImages([str(folder)])
-
-
-def _metrics(manifest: DatasetManifest) -> dict[str, float]:
-    metrics = {"num_images": float(manifest.num_images), "num_kept": float(manifest.num_kept)}
-    metrics |= {f"set_aside/{reason}": float(n) for reason, n in manifest.reasons.items()}
-    if manifest.audit is not None:
-        metrics |= {f"audit/{name}": share for name, share in manifest.audit.model_dump().items()}
-    return metrics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import secrets
 import signal
@@ -11,14 +10,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
+
+from pydantic import ValidationError
 
 from components.runtime import s3
 from components.runtime.cache_index import index_file
 from components.runtime.fencing import check_fence, fence, lift_fence
 from components.runtime.retry import QUICK, retrying_with
 from components.runtime.uris import local_path
+from dinov2_core.config.frozen import Frozen
 from dinov2_core.errors import DinopipeError, InputError, LeaseLost, ObjectUnreadable
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ class Lease:
     """One holder's lease of one directory."""
 
     def __init__(self, uri: str, *, owner: str, holder: str, seconds: float) -> None:
-        self._uri = uri
         self.directory = uri.rpartition("/")[0]
+        self._uri = uri
         self._owner = owner
         self._holder = holder
         self._seconds = seconds
@@ -74,30 +75,38 @@ class Lease:
         self._lock = threading.Lock()
 
     def take(self, *, waits_for_owner: bool) -> None:
-        """Write the lease, unless another holder has it."""
+        """Write the lease, unless another holder has it.
+
+        Raises:
+            InputError: Another holder has it, and does not merely seem to.
+        """
         lift_fence(self.directory)
-        end = 0.0
-        while True:
-            found = s3.find(self._uri)
-            content = self._content()
-            if content.is_held_by_other(self._holder):
-                end = end or content.until
-                is_renewed = content.until > end
-                if not waits_for_owner or content.owner != self._owner or is_renewed:
-                    raise InputError(
-                        f"{self.directory} is in use by {content.owner}; wait for that to end, "
-                        f"or, if it was killed, for {content.until - time.time():.0f} s"
-                    )
-                logger.info("waiting for an earlier attempt's lease of %s", self.directory)
-                time.sleep(min(self._seconds / RENEWALS, content.until - time.time() + 0.05))
+        first_end = 0.0
+        while not self._try_to_take():
+            found = self._read()
+            left = found.until - time.time()
+            if left <= 0:  # it has ended just now
                 continue
-            try:
-                self._write(replaces=found.etag if found else "")
-            except s3.ObjectTaken:  # this very moment
-                if self._content().holder != self._holder:
-                    continue
-                self._adopt_own_write()
-            return
+            first_end = first_end or found.until
+            may_be_dead = found.owner == self._owner and found.until == first_end
+            if not waits_for_owner or not may_be_dead:
+                raise InputError(
+                    f"{self.directory} is in use by {found.owner}; wait for that to end, or, if it "
+                    f"was killed, for {left:.0f} s"
+                )
+            logger.info("waiting for an earlier attempt's lease of %s to end", self.directory)
+            time.sleep(min(self._seconds / RENEWALS, left + 0.05))
+
+    def _try_to_take(self) -> bool:
+        stored = s3.find(self._uri)
+        found = self._read()
+        if found.holder != self._holder and found.until > time.time():
+            return False
+        try:
+            self._write(replaces=stored.etag if stored else "")
+        except s3.ObjectTaken:  # this very moment
+            return self._is_own_write()
+        return True
 
     def confirm(self) -> None:
         """Make sure, by renewing it, that the lease is still held.
@@ -110,12 +119,10 @@ class Lease:
             try:
                 self._write(replaces=self._etag)
             except s3.ObjectTaken:
-                content = self._content()
-                if content.holder == self._holder:  # the answer to an earlier attempt was lost
-                    self._adopt_own_write()
+                if self._is_own_write():
                     return
-                by = content.owner or "somebody who removed the lease"
-                reason = f"{self.directory} was taken over by {by}; this run stops"
+                taker = self._read().owner or "somebody who removed the lease"
+                reason = f"{self.directory} was taken over by {taker}; this run stops"
                 fence(self.directory, reason=reason)
                 raise LeaseLost(reason) from None
 
@@ -136,52 +143,41 @@ class Lease:
         """Remove the lease if it is still held."""
         try:
             with retrying_with(QUICK):
-                if self._content().holder == self._holder:
+                if self._read().holder == self._holder:
                     s3.delete([self._uri])
         except DinopipeError as error:
             logger.warning("the lease could not be given back, it ends by itself: %s", error)
 
-    def _content(self) -> _Content:
+    def _read(self) -> _Content:
+        """What the object holds; one that is absent or no lease holds nothing."""
         try:
-            return _Content.parsed(s3.read(self._uri))
-        except ObjectUnreadable:
+            return _Content.model_validate_json(s3.read(self._uri))
+        except (ObjectUnreadable, ValidationError):
             return _Content()
 
-    def _write(self, *, replaces: str | None) -> None:
-        content = {
-            "owner": self._owner,
-            "holder": self._holder,
-            "until": time.time() + self._seconds,
-        }
-        self._etag = s3.write(self._uri, json.dumps(content).encode(), replaces=replaces)
+    def _write(self, *, replaces: str) -> None:
+        until = time.time() + self._seconds
+        content = _Content(owner=self._owner, holder=self._holder, until=until)
+        self._etag = s3.write(self._uri, content.model_dump_json().encode(), replaces=replaces)
 
-    def _adopt_own_write(self) -> None:
-        found = s3.find(self._uri)
-        self._etag = found.etag if found else ""
+    def _is_own_write(self) -> bool:
+        """Whether the object is of this holder: a write was applied, and its answer was lost."""
+        stored = s3.find(self._uri)
+        if stored is None or self._read().holder != self._holder:
+            return False
+        self._etag = stored.etag
+        return True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Content:
-    """What a lease's object holds; an object that is no lease holds nothing."""
+class _Content(Frozen):
+    """What a lease's object holds."""
 
     owner: str = ""
+    """For messages."""
     holder: str = ""
+    """Random identity."""
     until: float = 0.0
-
-    @classmethod
-    def parsed(cls, text: bytes) -> _Content:
-        try:
-            content = json.loads(text)
-            return cls(
-                owner=str(content["owner"]),
-                holder=str(content.get("holder", "")),
-                until=float(content["until"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return cls()
-
-    def is_held_by_other(self, holder: str) -> bool:
-        return self.holder != holder and self.until > time.time()
+    """End unless it is renewed, seconds since 1970."""
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 
-from dinov2_core.errors import ExitCode, exit_code_of, shows_traceback
+from dinov2_core.errors import ExitCode, exit_code_of, message_of, shows_traceback
 
 QUIET = (
     "alembic",
@@ -45,14 +45,14 @@ def set_up_logging() -> None:
     Ranks other than 0 leave progress and other information to rank 0; their warnings and errors
     begin with the rank.
     """
-    rank = os.environ.get("RANK", "")
-    is_other_rank = rank not in ("", "0")
-    prefix = f"[rank {rank}] " if is_other_rank else ""
+    rank = os.environ.get("RANK", "0")
+    is_main_rank = rank == "0"
+    prefix = "" if is_main_rank else f"[rank {rank}] "
     logging.basicConfig(
         level=logging.WARNING, format=f"{prefix}%(message)s", stream=sys.stderr, force=True
     )
     for ours in ("components", "dinov2_core", "pipelines", "k8s"):
-        logging.getLogger(ours).setLevel(logging.WARNING if is_other_rank else logging.INFO)
+        logging.getLogger(ours).setLevel(logging.INFO if is_main_rank else logging.WARNING)
     for library in QUIET:
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.captureWarnings(True)
@@ -72,6 +72,6 @@ def log_error(error: BaseException, *, name: str = "") -> ExitCode:
     if shows_traceback(error):
         logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
     else:
-        message = str(error) or "interrupted"
+        message = message_of(error)
         logger.error("%s", f"{name}: {message}" if name else message)
     return exit_code_of(error)

@@ -12,8 +12,9 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from botocore import exceptions as boto
 from botocore.config import Config
 
 from components.runtime.fencing import check_fence
+from components.runtime.manifests import digest_of_file
 from components.runtime.retry import QUICK, current_policy, retried
 from components.runtime.uris import SCHEME, bucket_and_key, without_password
 from dinov2_core.errors import DinopipeError, ObjectUnreadable, StoreRefused, StoreUnavailable
@@ -37,33 +39,14 @@ ABSENT = ("404", "NoSuchKey", "NotFound")
 CONDITION_FAILED = ("412", "PreconditionFailed", "409", "ConditionalRequestConflict")
 EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
 DENIED = ("403", "AccessDenied")
-TRANSIENT = (
-    *EXPIRED,
-    "429",
-    "BadDigest",
-    "IncompleteBody",
-    "InternalError",
-    "RequestTimeout",
-    "SlowDown",
-    "Throttling",
-    "ThrottlingException",
-    "TooManyRequests",
-)
+TRANSIENT = ("429", "BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "Throttling")
+"""Answers, beside those from 500 on, after which the same request may succeed."""
 FAILURES = (boto.BotoCoreError, boto.ClientError, Boto3Error, ConnectionError, TimeoutError)
 """What boto3 raises."""
 NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError)
+NO_METADATA = (boto.CredentialRetrievalError, boto.MetadataRetrievalError)
+NO_CONNECTION = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, OSError)
 DAMAGE = (boto.ChecksumError, boto.FlexibleChecksumError)
-CONNECTION_FAILURES = (
-    boto.ConnectionError,
-    boto.HTTPClientError,
-    boto.IncompleteReadError,
-    boto.CredentialRetrievalError,
-    boto.MetadataRetrievalError,
-    ConnectionError,
-    TimeoutError,
-    Boto3Error,
-    *DAMAGE,
-)
 _LOCK = threading.Lock()
 _T = TypeVar("_T")
 
@@ -165,9 +148,10 @@ def download(uri: str, path: Path) -> str:
     def once() -> str:
         head = _client().head_object(Bucket=bucket, Key=key)
         _client().download_file(bucket, key, str(partial), Config=_transfer())
-        _verify(partial, size_bytes=head["ContentLength"], sha256=head["Metadata"].get(SHA256, ""))
-        etag: str = head["ETag"]
-        return etag
+        known = head["Metadata"].get(SHA256)
+        if known and digest_of_file(partial) != known:
+            raise _Damaged("its bytes are not those that were written")
+        return str(head["ETag"])
 
     try:
         etag = _undamaged(once, uri)
@@ -175,6 +159,29 @@ def download(uri: str, path: Path) -> str:
         return etag
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_range(found: RemoteObject, *, start: int, size: int) -> bytes:
+    """Some bytes of an object, as long as it is the one that was found.
+
+    Raises:
+        ObjectUnreadable: It was removed or replaced meanwhile, or may not be read.
+        StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
+    """
+    bucket, key = bucket_and_key(found.uri)
+    part = f"bytes={start}-{start + size - 1}"
+
+    def once() -> bytes:
+        try:
+            answer = _client().get_object(Bucket=bucket, Key=key, Range=part, IfMatch=found.etag)
+        except boto.ClientError as error:
+            if _code(error) in CONDITION_FAILED:
+                raise ObjectUnreadable(f"{found.uri} was replaced while it was read") from error
+            raise
+        content: bytes = answer["Body"].read()
+        return content
+
+    return _undamaged(once, found.uri)
 
 
 def write(uri: str, content: bytes, *, replaces: str | None = None) -> str:
@@ -208,8 +215,7 @@ def write(uri: str, content: bytes, *, replaces: str | None = None) -> str:
             if condition and _code(error) in (*CONDITION_FAILED, *ABSENT):
                 raise ObjectTaken(uri) from error
             raise
-        etag: str = answer["ETag"]
-        return etag
+        return str(answer["ETag"])
 
     try:
         return _request(once, uri)
@@ -227,16 +233,14 @@ def upload(path: Path, uri: str) -> str:
         StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
     """
     bucket, key = bucket_and_key(uri)
-    with path.open("rb") as file:
-        metadata = {SHA256: hashlib.file_digest(file, "sha256").hexdigest()}
+    metadata = {SHA256: digest_of_file(path)}
 
     def once() -> str:
         check_fence(uri)
         _client().upload_file(
             str(path), bucket, key, ExtraArgs={"Metadata": metadata}, Config=_transfer()
         )
-        etag: str = _client().head_object(Bucket=bucket, Key=key)["ETag"]
-        return etag
+        return str(_client().head_object(Bucket=bucket, Key=key)["ETag"])
 
     return _request(once, uri)
 
@@ -249,23 +253,14 @@ def delete(uris: list[str]) -> None:
         StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
     """
     for uri in uris:  # one by one: some stores have no bulk removal, or want an MD5 for it
-        bucket, key = bucket_and_key(uri)
-        check_fence(uri)
-        try:
-            _request(partial(_client().delete_object, Bucket=bucket, Key=key), uri)
-        except ObjectUnreadable:
-            continue
+        with suppress(ObjectUnreadable):
+            _delete(uri)
 
 
-def _verify(path: Path, *, size_bytes: int, sha256: str) -> None:
-    size = path.stat().st_size
-    if size != size_bytes:
-        raise _Damaged(f"{size} of {size_bytes} bytes arrived")
-    if not sha256:
-        return
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-            raise _Damaged("its bytes are not those that were written")
+def _delete(uri: str) -> None:
+    bucket, key = bucket_and_key(uri)
+    check_fence(uri)
+    _request(lambda: _client().delete_object(Bucket=bucket, Key=key), uri)
 
 
 def _undamaged(fetch: Callable[[], _T], uri: str) -> _T:
@@ -322,7 +317,7 @@ def explained(error: Exception, uri: str) -> DinopipeError:
         )
     if not code:
         reason = without_password(str(error))
-        if isinstance(error, CONNECTION_FAILURES):
+        if isinstance(error, (*NO_CONNECTION, *NO_METADATA, *DAMAGE, Boto3Error)):
             return StoreUnavailable(
                 f"S3 is not reachable for {uri} ({reason}); check AWS_ENDPOINT_URL and the network"
             )
@@ -383,5 +378,6 @@ def _cached_client(is_quick: bool, *_identity: int | str) -> Any:
         return boto3.Session().client("s3", config=settings)
     except ValueError as error:  # botocore's own class for an address that is none
         raise StoreRefused(
-            f"{without_password(str(error))}; set AWS_ENDPOINT_URL to http(s)://HOST[:PORT]"
+            f"{without_password(str(error))}; set AWS_ENDPOINT_URL to http(s)://HOST[:PORT], and "
+            "AWS_REGION to the store's"
         ) from error

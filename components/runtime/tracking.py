@@ -82,6 +82,11 @@ class StageRun:
         metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
         self._ask(lambda: self.client.log_batch(self.run_id, metrics=metrics))
 
+    def log_results(self, values: dict[str, float]) -> None:
+        """Log numbers of the whole stage; those with a history of steps have their last value."""
+        known = self._ask(lambda: self.client.get_run(self.run_id)).data.metrics
+        self.log_metrics({name: value for name, value in values.items() if name not in known})
+
     def set_tags(self, values: dict[str, str]) -> None:
         """Set tags, overwriting."""
         tags = [RunTag(k, v[:5000]) for k, v in values.items()]
@@ -228,8 +233,11 @@ class Tracker:
         )
 
     def end_parent(self, status: Status) -> str:
-        """Close the pipeline's run and give its id."""
+        """Close the pipeline's run, and those of stages that were killed first; gives its id."""
         run_id = self.parent()
+        is_open = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+        for run in self._ask(lambda: self.client.search_runs([self.experiment_id], is_open)):
+            self.open(str(run.info.run_id)).end(status)
         self._ask(lambda: self.client.set_terminated(run_id, status))
         return run_id
 

@@ -1,25 +1,8 @@
 """The two training stages as Kubeflow components: one program, two declarations."""
 
-from typing import Any
-
 from kfp import dsl
 
-
-def _container(
-    stage_name: str, settings: list[str], inputs: list[Any], checkpoint: Any
-) -> dsl.ContainerSpec:
-    flags = ("--config", "--context", "--launcher", "--kubeflow-run")
-    return dsl.ContainerSpec(
-        image="dinopipe",
-        command=["python3", "-m", "components.train"],
-        args=[
-            *("--phase", stage_name),
-            *(part for pair in zip(flags, settings, strict=True) for part in pair),
-            *inputs,
-            *("--output", checkpoint.path),
-            *("--executor-input", dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER),
-        ],
-    )
+from components.component import stage_container
 
 
 @dsl.container_component
@@ -43,8 +26,16 @@ def pretrain(
         checkpoint: Manifest of the teacher and of the resumable state.
         metrics: Last losses and throughput.
     """
-    inputs = ["--dataset", dataset.path]
-    return _container("pretrain", [config, context, launcher, kubeflow_run], inputs, checkpoint)
+    return stage_container(
+        "components.train",
+        phase="pretrain",
+        config=config,
+        context=context,
+        launcher=launcher,
+        kubeflow_run=kubeflow_run,
+        dataset=dataset.path,
+        output=checkpoint.path,
+    )
 
 
 @dsl.container_component
@@ -70,5 +61,14 @@ def finetune(
         checkpoint: Manifest of the teacher and of the resumable state.
         metrics: Last losses and throughput.
     """
-    inputs = ["--dataset", dataset.path, "--pretrained", pretrained.path]
-    return _container("finetune", [config, context, launcher, kubeflow_run], inputs, checkpoint)
+    return stage_container(
+        "components.train",
+        phase="finetune",
+        config=config,
+        context=context,
+        launcher=launcher,
+        kubeflow_run=kubeflow_run,
+        dataset=dataset.path,
+        pretrained=pretrained.path,
+        output=checkpoint.path,
+    )

@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from components.local_paths import LocalPath
 from components.ranks.config import Topology as Topology
 from dinov2_core.config.frozen import Frozen
 from dinov2_core.config.training import TrainingConfig
@@ -38,10 +39,10 @@ class Probe(Frozen):
     It changes nothing that is learned.
     """
 
-    train: str
-    """Labelled images: a folder with one folder per class, or a Parquet file with the columns
-    image and label."""
-    test: str = ""
+    train: LocalPath
+    """Labelled images: a folder or s3:// prefix with one folder per class, or a Parquet file or
+    object with the columns image and label."""
+    test: LocalPath = ""
     """Images to classify, of the same form; empty holds out every fifth image of `train`."""
     every_steps: int = Field(1000, ge=1)
     """Steps between two measurements; the last step is measured as well."""
@@ -64,7 +65,7 @@ class TrainStage(Frozen):
     """What is learned."""
     topology: Topology = Topology()
     """Processes that train together."""
-    initial_weights: str = ""
+    initial_weights: LocalPath = ""
     """Teacher to start from: a file (a DINOv2 release or checkpoint, timm's or Hugging Face's
     safetensors, a teacher of this program), a folder with a model.safetensors, an s3:// path of a
     file, timm:NAME.TAG, or models:/NAME@ALIAS of the run's tracking store. Empty starts from the

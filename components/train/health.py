@@ -23,17 +23,17 @@ from components.train.metrics import PHASES
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.shards import ShardReader
-from dinov2_core.evaluation.health_pictures import (
+from dinov2_core.evaluation.figure_style import png_bytes
+from dinov2_core.evaluation.health_figures import (
     Panel,
     aligned_components,
     components_figure,
     crops_figure,
     curves_figure,
 )
-from dinov2_core.evaluation.pictures import png_bytes
+from dinov2_core.evaluation.labelled_set import evenly_spaced
 from dinov2_core.evaluation.preprocessing import Preprocessing, denormalise
 from dinov2_core.training.batches import mask_recipe
-from dinov2_core.training.teacher_monitor import evenly_spaced
 
 MAX_SHARE = 0.05
 """Drawing takes at most this share of the time: a checkpoint that follows too soon has no page."""

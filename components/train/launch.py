@@ -11,6 +11,7 @@ from typing import get_args
 
 from components.ranks.launcher import add_launcher_flag, check_launch, run_job
 from components.runtime.context import RunContext
+from components.runtime.image_sources.labelled import read_labelled_set
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.metric_log import send_unsent_rows
 from components.runtime.stage import Stage, StageContext, context_of, run_stage, stage_parser
@@ -84,7 +85,6 @@ def _stage(
         },
         parents=(dataset, pretrained) if pretrained else (dataset,),
         work=work,
-        metrics=_metrics,
         is_intact=lambda manifest, _: exists(manifest.teacher_uri),
         complete_tracking=_send_unsent_metrics,
         scratch=(CHECKPOINTS,),  # the ranks upload them
@@ -96,7 +96,7 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
 
     Raises:
         SettingsError: A batch has more images than the data set.
-        InputError: The probe's images do not exist.
+        InputError: A probe has no labelled images.
     """
     batch = config.learning.optimization.global_batch_size
     if batch > dataset.num_kept:
@@ -105,12 +105,9 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
             f"images that curation kept; choose at most {dataset.num_kept}, or give more images"
         )
     probe = config.probe
-    for path in (probe.train, probe.test) if probe else ():
-        if path and not Path(path).exists():
-            raise InputError(
-                f"probe images {path} do not exist; set pretrain.probe to an existing folder or "
-                "Parquet file, or leave it out"
-            )
+    for uri in (probe.train, probe.test) if probe else ():
+        if uri:
+            read_labelled_set(uri)
 
 
 def starting_weights(
@@ -199,8 +196,3 @@ def _send_unsent_metrics(manifest: CheckpointManifest, run: StageRun) -> None:
         send_unsent_rows(metrics, replace(run, run_id=manifest.mlflow_run_id), marker=MARKER)
     except DinopipeError as error:  # a training is finished without its metrics
         logger.warning("the last rows of %s are still not in MLflow: %s", metrics, error)
-
-
-def _metrics(manifest: CheckpointManifest) -> dict[str, float]:
-    losses = {f"final_loss/{name}": value for name, value in manifest.final_losses.items()}
-    return {**losses, "images_per_second": manifest.images_per_second}

@@ -45,7 +45,7 @@ class AlignmentVerification(Frozen):
 
     Embeddings and an index of crops propose pairs, pixel alignment decides. The defaults were
     measured with copies added to 10,000 images of Fashion-MNIST, whose distinct images are
-    unusually alike. Mirrored and rotated copies are not found.
+    unusually similar. Mirrored and rotated copies are not found.
     """
 
     kind: Literal["alignment"] = "alignment"

@@ -55,7 +55,7 @@ def curate(
 
     Args:
         source: Images to select from.
-        evaluation: Images of evaluation sets; components with an image like them are dropped.
+        evaluation: Images of evaluation sets; components with a similar image are dropped.
         seeds: Images of the wanted kind; None keeps every kind.
         verification: Decides what is a copy.
         seed_neighbours: Images retrieved per seed image.

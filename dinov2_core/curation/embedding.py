@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+
+from dinov2_core.errors import InputError
 
 _PIXEL_SIDE = 16
 
@@ -105,15 +108,24 @@ def timm_embedder(
         weights: State dict of the same network on this machine; None downloads timm's own.
         image_size_pixels: Side that images are resized to.
         device: Where the network runs.
+
+    Raises:
+        InputError: The weights are damaged or of another network.
     """
     import timm
 
     module = timm.create_model(name, pretrained=weights is None, num_classes=0)
     if weights is not None:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        classifier = str(module.pretrained_cfg.get("classifier", "")) + "."
-        kept = {key: value for key, value in state.items() if not key.startswith(classifier)}
-        module.load_state_dict(kept, strict=True)
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            classifier = str(module.pretrained_cfg.get("classifier", "")) + "."
+            kept = {key: value for key, value in state.items() if not key.startswith(classifier)}
+            module.load_state_dict(kept, strict=True)
+        except (OSError, EOFError, RuntimeError, UnpicklingError, AttributeError) as error:
+            raise InputError(
+                f"{weights} does not hold the weights of timm's {name} ({error}); name a file with "
+                "the state dict of that network in curate.embedding.weights"
+            ) from error
     return ModuleEmbedder(
         module,
         image_size_pixels=image_size_pixels,
@@ -132,8 +144,17 @@ def torchscript_embedder(
         path: The TorchScript file.
         image_size_pixels: Side that images are resized to; SSCD takes 320.
         device: Where the network runs.
+
+    Raises:
+        InputError: The file is missing or is no TorchScript.
     """
-    module: nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    try:
+        module: nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be loaded as TorchScript ({error}); name a file that torch.jit.save "
+            "wrote in curate.embedding.path"
+        ) from error
     return ModuleEmbedder(
         module,
         image_size_pixels=image_size_pixels,

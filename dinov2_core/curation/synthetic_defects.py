@@ -104,8 +104,8 @@ def add_defects(
         path = directory / f".{number}.{file.extension}"
         path.write_bytes(file.content)
         made.append((path, file.kind, file.source))
-    places = rng.permutation(len(made)).tolist()
-    names = [f"{place:07d}{path.suffix}" for place, (path, _, _) in zip(places, made, strict=True)]
+    numbers = rng.permutation(len(made)).tolist()
+    names = [f"{i:07d}{path.suffix}" for i, (path, _, _) in zip(numbers, made, strict=True)]
     for name, (path, _, _) in zip(names, made, strict=True):
         path.rename(directory / name)
     sources = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,7 +85,7 @@ class GuardState:
         )
 
     def after_rollback(self) -> Tensor:
-        """The record to go on with, instead of the checkpoint's."""
+        """The record to continue with, instead of the checkpoint's."""
         changed = self.record.clone()
         changed[1] += 1
         changed[2] *= self._settings.rollback_learning_rate_factor
@@ -117,20 +118,35 @@ class Diagnosis:
         return "; ".join(parts)
 
 
-@torch.no_grad()
-def findings_of(
-    model: StudentTeacher, *, crops: Tensor, ranks: Ranks
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Check the inputs of a non-finite step on every rank, where its losses are sums. Collective.
+def diagnose(
+    model: StudentTeacher,
+    *,
+    step: int,
+    numbers: tuple[NonFiniteNumber, ...],
+    crops: Tensor,
+    names_of: Callable[[int], tuple[str, ...]],
+    ranks: Ranks,
+) -> Diagnosis:
+    """Find where the numbers of a step stopped being finite. Collective.
 
     Args:
         model: Student and teacher.
+        step: The step, from 0.
+        numbers: Those that are not finite, of all ranks.
         crops: Global crops [2B, C, H, W] of this rank.
+        names_of: Sha256 of the images of a rank.
         ranks: All of them.
-
-    Returns:
-        Sentences, and the ranks whose images are suspected; without a finding all ranks.
     """
+    findings, suspects = _findings(model, crops=crops, ranks=ranks)
+    images = {rank: names_of(rank) for rank in suspects}
+    return Diagnosis(step=step, numbers=numbers, findings=findings, images=images)
+
+
+@torch.no_grad()
+def _findings(
+    model: StudentTeacher, *, crops: Tensor, ranks: Ranks
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Sentences, and the ranks whose images are suspected: without a finding all ranks."""
     (features,) = model.teacher.backbone([crops])
     weights = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     checks = {

@@ -19,9 +19,8 @@ from dinov2_core.distributed.mesh import Ranks
 from dinov2_core.errors import CollapsedFeatures
 from dinov2_core.evaluation.collapse import effective_rank
 from dinov2_core.evaluation.knn import knn_accuracies
-from dinov2_core.evaluation.labelled_set import LabelledPair
+from dinov2_core.evaluation.labelled_set import EncodedImage, LabelledPair, evenly_spaced
 from dinov2_core.evaluation.preprocessing import (
-    EncodedImage,
     Preprocessing,
     decode,
     normalise,
@@ -226,11 +225,6 @@ class _SharedImages:
         own = torch.cat(parts)  # [n, D]
         rows = self._ranks.gather(own.flatten()).view(-1, *own.shape)  # [world_size, n, D]
         return rows.transpose(0, 1).flatten(0, 1)[: self._num_images]
-
-
-def evenly_spaced(total: int, wanted: int) -> list[int]:
-    """At most so many of `total` positions, the first and the last among them."""
-    return [int(i) for i in np.linspace(0, total - 1, min(total, wanted)).round()]
 
 
 def _preprocessing(config: TrainingConfig) -> Preprocessing:

@@ -64,12 +64,12 @@ class SleepingJob(Job):
 
 
 def test_ranks_end_with_a_stage_that_lost_its_lease(
-    s3: str, stage: TrainStage, context: RunContext, tmp_path: Path
+    s3: str, stage: TrainStage, tmp_path: Path
 ) -> None:
     job = SleepingJob(
         stage_name="pretrain",
         stage=stage,
-        context=context,
+        context=RunContext(workdir=str(tmp_path), run_name="test"),
         directory=str(tmp_path / "stage"),
         shards="",
         mlflow_run_id="",

@@ -35,11 +35,34 @@ def test_numbers_of_a_step_arrive_together(tracker: Tracker) -> None:
     assert run.last_step("never") == -1
 
 
+def test_results_of_a_stage_leave_a_history_of_steps_as_it_is(tracker: Tracker) -> None:
+    run = tracker.stage("pretrain", key="results")
+    run.log_rows([(step, {"loss/total": float(step)}) for step in range(3)])
+    for _ in range(2):  # a reused stage logs them again
+        run.log_results({"loss/total": 2.0, "images_per_second": 7.0})
+    for name, steps in (("loss/total", [0, 1, 2]), ("images_per_second", [0])):
+        history = tracker.client.get_metric_history(run.run_id, name)
+        assert [point.step for point in history] == steps
+    assert tracker.client.get_run(run.run_id).data.metrics["loss/total"] == 2.0
+
+
 def test_settings_are_logged_once_with_dotted_names(tracker: Tracker) -> None:
     run = tracker.stage("curate", key="params")
     run.log_params({"a": {"b": 1}, "c": "x"})
     run.log_params({"a": {"b": 2}})  # a restart with another value must not raise
     assert tracker.client.get_run(run.run_id).data.params == {"a.b": "1", "c": "x"}
+
+
+def test_the_end_of_a_pipeline_closes_stages_that_were_killed(context: RunContext) -> None:
+    tracker = Tracker(context.model_copy(update={"run_id": f"{context.run_id}-killed"}))
+    ended, killed = (tracker.stage(stage, key="end") for stage in ("curate", "pretrain"))
+    ended.end("FINISHED")
+    parent = tracker.end_parent("KILLED")
+    statuses = {
+        run_id: tracker.client.get_run(run_id).info.status
+        for run_id in (ended.run_id, killed.run_id, parent)
+    }
+    assert statuses == {ended.run_id: "FINISHED", killed.run_id: "KILLED", parent: "KILLED"}
 
 
 def test_a_dataset_is_logged_by_reference(tracker: Tracker) -> None:

@@ -20,6 +20,7 @@ from dinov2_core.curation.embedding import (
     torchscript_embedder,
     unit_rows,
 )
+from dinov2_core.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -107,6 +108,23 @@ def test_timm_weights_come_from_a_file(tmp_path: Path) -> None:
         )
     expected = nn.functional.normalize(features, dim=1)[0].numpy()
     np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("content", ["other", "truncated", "text", "missing"])
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "weights.pt"
+    if content == "text":
+        path.write_text("no weights")
+    elif content != "missing":
+        torch.save(nn.Linear(2, 2).state_dict(), path)
+    if content == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(
+        InputError, match=r"weights\.pt does not hold the weights of timm's test_vit"
+    ):
+        timm_embedder("test_vit", weights=path, image_size_pixels=160, device=CPU)
+    with pytest.raises(InputError, match=r"weights\.pt cannot be loaded as TorchScript"):
+        torchscript_embedder(path, image_size_pixels=160, device=CPU)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
