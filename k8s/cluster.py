@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -169,37 +169,6 @@ class Cluster:
                 return []
             raise
         return content.decode("utf-8", errors="replace").splitlines()
-
-    def fetch(self, path: str, *, labels: Mapping[str, str] | None = None) -> dict[str, Any] | None:
-        """What the API serves at an address, or None where it serves nothing.
-
-        Args:
-            path: Of an object, a list or a group's kinds, such as `/apis/apps/v1`.
-            labels: Of what a list shall hold; all of it without.
-
-        Raises:
-            ClusterRefused, ClusterUnavailable: As for `create`; status 403 where rights are short.
-        """
-        selector = ",".join(f"{key}={value}" for key, value in (labels or {}).items())
-        try:
-            return self._json(
-                partial(
-                    self.api.call_api,
-                    path,
-                    "GET",
-                    query_params=[("labelSelector", selector)] if selector else [],
-                    header_params={"Accept": "application/json"},
-                    auth_settings=["BearerToken"],
-                    _return_http_data_only=True,
-                ),
-                what=f"get {path}",
-            )
-        except _NotFound:
-            return None
-        except ClusterRefused as refused:
-            if refused.status == NOT_FOUND:
-                return None
-            raise
 
     def events(self, names: Sequence[str], *, last: int = 10) -> list[str]:
         """Last events of objects, oldest first.

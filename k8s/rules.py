@@ -1,109 +1,102 @@
-"""What is wrong with a set of manifests although Kubernetes would take it.
+"""Checks of manifests that neither schemas, nor Pod Security, nor a server's dry run make.
 
-`kubectl kustomize k8s/overlays/prod-gpu | python -m k8s.rules` before `kubectl apply`.
+`kubectl kustomize k8s/overlays/prod-gpu | python -m k8s.rules` before `kubectl apply`. What is
+checked: images that are not set or not named by digest, secrets by value, and what Kubeflow Trainer
+and Kueue leave undone without an error.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
-from k8s.placement import SECRET_VALUE
-from k8s.pod_rules import (
-    Found,
-    environment_problems,
-    image_problems,
-    nested,
-    pod_problems,
-    pods_of,
-)
+from dinov2_core.errors import ExitCode
+from k8s.placement import SECRET_NAME, SECRET_VALUE
 from k8s.training import PRIORITY_LABEL, QUEUE_LABEL
 
-CLUSTER_WIDE = frozenset(
-    {
-        "Namespace",
-        "ClusterRole",
-        "ClusterRoleBinding",
-        "ClusterQueue",
-        "ResourceFlavor",
-        "WorkloadPriorityClass",
-        "Topology",
-        "ClusterTrainingRuntime",
-    }
-)
-"""Kinds that live in no namespace."""
-
-ACCESS_TO_EVERYTHING = frozenset({"*", "bind", "escalate", "impersonate"})
+IMAGE = re.compile(r"[^\s@]+@sha256:[0-9a-f]{64}")
+PLACEHOLDER = re.compile(r"^registry\.invalid/|@sha256:0{64}$")
+"""In our overlays until an image is set."""
 TRAINER_STEP = "trainer.kubeflow.org/trainjob-ancestor-step"
 FRAMEWORK = "trainer.kubeflow.org/framework"
+RUNTIMES = ("TrainingRuntime", "ClusterTrainingRuntime")
+
+Manifest = Mapping[str, Any]
 
 
-def problems(manifests: Sequence[Found]) -> list[str]:
+def problems(manifests: Sequence[Manifest]) -> list[str]:
     """What is wrong with manifests that are applied together.
 
     Args:
-        manifests: All of them, as `kubectl kustomize` gives them.
+        manifests: All of them, as `kubectl kustomize` builds them.
 
     Returns:
-        Sentences that begin with kind and name of the object; none when all is well.
+        Sentences that begin with kind and name of the object; none if all is well.
     """
-    found = [
-        f"{name_of(manifest)}: {problem}"
-        for manifest in manifests
-        for rule in OF_ONE
-        for problem in rule(manifest)
-    ]
-    return found + [problem for rule in OF_ALL for problem in rule(manifests)]
+    names = {(item["kind"], item["metadata"]["name"]) for item in manifests}
+    found = []
+    for manifest in manifests:
+        name = f"{manifest.get('kind')} {(manifest.get('metadata') or {}).get('name')}"
+        found += [f"{name}: {problem}" for rule in RULES for problem in rule(manifest)]
+        found += [
+            f"{name}: refers to {kind} {other}, which is not among these manifests"
+            for kind, other in _references(manifest)
+            if (kind, other) not in names
+        ]
+    return found
 
 
-def name_of(manifest: Found) -> str:
-    """Kind and name of an object, for people."""
-    return f"{manifest.get('kind')} {(manifest.get('metadata') or {}).get('name')}"
+def mappings(value: object, path: str = "") -> Iterator[tuple[str, Manifest]]:
+    """Every mapping in a manifest with its path, outermost first."""
+    if isinstance(value, Mapping):
+        yield path, value
+        for key, item in value.items():
+            yield from mappings(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from mappings(item, f"{path}[{index}]")
 
 
-def _pods(manifest: Found) -> Iterator[str]:
-    for path, pod in pods_of(manifest):
-        for problem in pod_problems(pod):
-            yield f"{path}: {problem}"
+def _images(manifest: Manifest) -> Iterator[str]:
+    for path, found in mappings(manifest):
+        image = found.get("image")
+        if not isinstance(image, str):
+            continue
+        if PLACEHOLDER.search(image):
+            yield f"{path}.image is still the placeholder {image}; set yours in the overlay"
+        elif not IMAGE.fullmatch(image):
+            yield f"{path}.image {image} has no digest; name it as REGISTRY/NAME@sha256:DIGEST"
 
 
-def _secrets(manifest: Found) -> Iterator[str]:
-    """Secrets are named, never shipped."""
+def _secrets(manifest: Manifest) -> Iterator[str]:
     if manifest.get("kind") == "Secret":
-        yield "is a Secret; make it outside of the manifests, or use components/external-secrets"
+        yield "is a Secret; create it outside of the manifests, or use components/external-secrets"
     if manifest.get("kind") == "ConfigMap":
         for key, value in (manifest.get("data") or {}).items():
             if re.search(SECRET_VALUE, str(value)):
                 yield f"data.{key} looks like a secret; put it in a Secret"
+    for path, found in mappings(manifest):
+        for variable in found.get("env") or ():
+            name, value = str(variable.get("name", "")), str(variable.get("value", ""))
+            is_secret = re.search(SECRET_NAME, name) or re.search(SECRET_VALUE, value)
+            if value and is_secret:
+                yield f"{path}.env has a value for {name}; put it in a Secret and use valueFrom"
 
 
-def _role(manifest: Found) -> Iterator[str]:
-    if manifest.get("kind") not in ("Role", "ClusterRole"):
-        return
-    for rule in manifest.get("rules") or ():
-        for key in ("apiGroups", "resources", "verbs"):
-            wide = ACCESS_TO_EVERYTHING & set(rule.get(key) or ())
-            if wide:
-                yield f"{key} has {', '.join(sorted(wide))}; name what is needed"
-        if "secrets" in (rule.get("resources") or ()) and not rule.get("resourceNames"):
-            yield "may read every Secret; name them in resourceNames"
-
-
-def _runtime(manifest: Found) -> Iterator[str]:
-    """What Kubeflow Trainer finds by name and silently does without."""
-    if manifest.get("kind") not in ("TrainingRuntime", "ClusterTrainingRuntime"):
+def _runtime(manifest: Manifest) -> Iterator[str]:
+    """What Kubeflow Trainer finds by name, and silently does without."""
+    if manifest.get("kind") not in RUNTIMES:
         return
     if FRAMEWORK not in (manifest["metadata"].get("labels") or {}):
         yield f"lacks the label {FRAMEWORK}"
     spec = manifest["spec"]["template"]["spec"]
     rules = (spec.get("failurePolicy") or {}).get("rules") or ()
     if not any("PodFailurePolicy" in (rule.get("onJobFailureReasons") or ()) for rule in rules):
-        yield "failurePolicy has no rule for PodFailurePolicy: wrong input would be tried again"
+        yield "failurePolicy has no rule for PodFailurePolicy: wrong input would be retried"
     trainers = [
         job["template"]
         for job in spec["replicatedJobs"]
@@ -115,87 +108,31 @@ def _runtime(manifest: Found) -> Iterator[str]:
         yield from _training_pods(template["spec"])
 
 
-def _training_pods(job: Found) -> Iterator[str]:
+def _training_pods(job: Manifest) -> Iterator[str]:
     pod = job["template"]["spec"]
     if "node" not in {container.get("name") for container in pod["containers"]}:
-        yield "no container is called node: Trainer would set neither command nor PET_*"
+        yield "no container is named node: Trainer would set neither command nor PET_*"
     if not any(
         "onExitCodes" in rule for rule in (job.get("podFailurePolicy") or {}).get("rules", ())
     ):
-        yield "podFailurePolicy has no rule for exit codes: wrong input would be tried again"
+        yield "podFailurePolicy has no rule for exit codes: wrong input would be retried"
     if pod.get("restartPolicy") != "Never":
         yield "restartPolicy is not Never, which podFailurePolicy demands"
 
 
-def _trainjob(manifest: Found) -> Iterator[str]:
+def _trainjob(manifest: Manifest) -> Iterator[str]:
     if manifest.get("kind") == "TrainJob" and not manifest["spec"].get("trainer", {}).get(
         "numNodes"
     ):
-        yield "spec.trainer.numNodes is missing: there would be no PET_*, and one node"
+        yield "spec.trainer.numNodes is missing: there would be one node and no PET_*"
 
 
-def _names(manifests: Sequence[Found]) -> Iterator[str]:
-    """Every object once, in the one namespace or in none."""
-    keys = Counter(
-        (item["apiVersion"], name_of(item), item["metadata"].get("namespace")) for item in manifests
-    )
-    yield from (f"{key[1]}: is there {count} times" for key, count in keys.items() if count > 1)
-    for item in manifests:
-        has_namespace = "namespace" in item["metadata"]
-        if has_namespace and item["kind"] in CLUSTER_WIDE:
-            yield f"{name_of(item)}: has a namespace, but lives in none"
-        if not has_namespace and item["kind"] not in CLUSTER_WIDE:
-            yield f"{name_of(item)}: has no namespace"
-    namespaces = {item["metadata"].get("namespace") for item in manifests} - {None}
-    if len(namespaces) > 1:
-        yield f"objects are in several namespaces: {', '.join(sorted(namespaces))}"
+RULES: tuple[Callable[[Manifest], Iterator[str]], ...] = (_images, _secrets, _runtime, _trainjob)
 
 
-def _selectors(manifests: Sequence[Found]) -> Iterator[str]:
-    """A selector of ours chooses pods of ours."""
-    labels = [
-        item["spec"]["template"]["metadata"].get("labels") or {}
-        for item in manifests
-        if item["kind"] in ("Deployment", "StatefulSet")
-    ]
-    for item in manifests:
-        match item["kind"]:
-            case "Service":
-                wanted = item["spec"].get("selector") or {}
-            case "Deployment" | "StatefulSet" | "PodDisruptionBudget":
-                wanted = item["spec"]["selector"].get("matchLabels") or {}
-            case _:
-                continue
-        if not wanted or not any(wanted.items() <= given.items() for given in labels):
-            yield f"{name_of(item)}: its selector {wanted} chooses no pod of these manifests"
-
-
-def _references(manifests: Sequence[Found]) -> Iterator[str]:
-    """Every object that another one names is there; Secrets come from outside."""
-    there = {(item["kind"], item["metadata"]["name"]) for item in manifests}
-    for item in manifests:
-        for kind, name in _named_by(item):
-            if (kind, name) not in there:
-                yield f"{name_of(item)}: names {kind} {name}, which is not among these manifests"
-
-
-def _named_by(manifest: Found) -> Iterator[tuple[str, str]]:
-    for _, pod in pods_of(manifest):
-        if "serviceAccountName" in pod:
-            yield "ServiceAccount", pod["serviceAccountName"]
-    for _, found in nested(manifest.get("spec") or {}):
-        for key in ("configMapKeyRef", "configMapRef"):
-            if key in found:
-                yield "ConfigMap", found[key]["name"]
-        if "persistentVolumeClaim" in found:
-            yield "PersistentVolumeClaim", found["persistentVolumeClaim"]["claimName"]
+def _references(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Kinds and names without which Kueue and Trainer leave a job waiting for ever."""
     match manifest["kind"]:
-        case "RoleBinding":
-            yield manifest["roleRef"]["kind"], manifest["roleRef"]["name"]
-            here = manifest["metadata"].get("namespace")
-            for subject in manifest["subjects"]:
-                if subject.get("namespace") == here:  # others come with another installation
-                    yield subject["kind"], subject["name"]
         case "LocalQueue":
             yield "ClusterQueue", manifest["spec"]["clusterQueue"]
         case "ClusterQueue":
@@ -210,25 +147,13 @@ def _named_by(manifest: Found) -> Iterator[tuple[str, str]]:
             yield kind, labels[label]
 
 
-OF_ONE: tuple[Callable[[Found], Iterator[str]], ...] = (
-    image_problems,
-    environment_problems,
-    _pods,
-    _secrets,
-    _role,
-    _runtime,
-    _trainjob,
-)
-OF_ALL: tuple[Callable[[Sequence[Found]], Iterator[str]], ...] = (_names, _selectors, _references)
-
-
 def _refuse(message: str) -> int:
     sys.stderr.write(f"{message}\n")
-    return 2
+    return ExitCode.USER_ERROR
 
 
 def main() -> int:
-    """Read manifests from standard input; 0 when all is well, 2 with what is wrong."""
+    """Read manifests from standard input; 0 if all is well, 2 with what is wrong."""
     try:
         manifests: list[Any] = [item for item in yaml.safe_load_all(sys.stdin) if item]
     except yaml.YAMLError as error:
@@ -242,8 +167,7 @@ def main() -> int:
             f"some manifest is not of the shape of its kind ({type(error).__name__}: {error}); "
             "kubectl apply --dry-run=server says which"
         )
-    sys.stderr.write("".join(f"{problem}\n" for problem in found))
-    return 2 if found else 0
+    return _refuse("\n".join(found)) if found else ExitCode.DONE
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Annotated
 
@@ -27,13 +26,6 @@ ACCELERATOR = (
     r"|gpu\.intel\.com/(i915|xe)|google\.com/tpu|aws\.amazon\.com/neuron(core|device)?"
 )
 QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?"
-UNITS = {
-    "m": Decimal("0.001"),
-    "": Decimal(1),
-    **{unit: Decimal(1000) ** power for power, unit in enumerate("kMGTPE", start=1)},
-    **{f"{unit}i": Decimal(1024) ** power for power, unit in enumerate("KMGTPE", start=1)},
-}
-"""Of quantities."""
 
 
 def _matching(pattern: str, *, longest: int, right: str) -> AfterValidator:
@@ -136,20 +128,6 @@ def _is_mount_path(text: str) -> str:
 
 MountPath = Annotated[str, AfterValidator(_is_mount_path)]
 """Where a volume is mounted."""
-
-
-def same_quantity(one: object, other: object) -> bool:
-    """Whether two values are quantities of the same amount, such as 1000m and 1."""
-    texts = [str(value) for value in (one, other)]
-    if not all(re.fullmatch(QUANTITY, text) for text in texts):
-        return False
-    return _amount(texts[0]) == _amount(texts[1])
-
-
-def _amount(quantity: str) -> Decimal:
-    number = re.match(r"[0-9.]+", quantity)
-    assert number is not None
-    return Decimal(number[0]) * UNITS[quantity[number.end() :]]
 
 
 def dns_label(*parts: str, longest: int = 63) -> str:

@@ -13,6 +13,7 @@ from types import FrameType
 
 from components.ranks.exit_status import check_exit_status
 from components.ranks.job import RanksJob, remove_earlier_result
+from dinov2_core.errors import ExitCode
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,8 @@ def run_ranks(job: RanksJob, *, lock: int) -> None:
     )
     with _stopped_together(process):
         code = process.wait()
-    check_exit_status(job, code=code)
+    was_starting = code == -signal.SIGTERM  # later torchrun handles the signal
+    check_exit_status(job, code=ExitCode.STOPPED if was_starting else code)
 
 
 def _command(job: RanksJob) -> list[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from types import FrameType
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -15,6 +17,8 @@ from components.ranks.job import first_failure, remove_earlier_result, text_of_j
 from components.runtime.logging import log_error, set_up_logging
 from components.runtime.processes import die_with_parent
 from dinov2_core.errors import DinopipeError, ExitCode
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 GRACE_SECONDS = 120
 """How long ranks may take after SIGTERM to save their state."""
@@ -59,8 +63,10 @@ def run_ranks(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments; it always ends with 1, here the ranks' codes decide."""
     # torchrun logs every failure as a table of its own; the ranks have logged the reason.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for number in STOPPING:
+        signal.signal(number, _stop_once)
     try:
-        torchrun.main(arguments)
+        torchrun.main(["--signals-to-handle=SIGHUP,SIGQUIT", *arguments])
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
         if ExitCode.USER_ERROR in codes:
@@ -73,6 +79,17 @@ def run_ranks(arguments: Sequence[str]) -> int:
 
 def _pod_code(code: ExitCode) -> ExitCode:
     return ExitCode.POD_USER_ERROR if code == ExitCode.USER_ERROR else code
+
+
+def _stop_once(number: int, _frame: FrameType | None) -> None:
+    """Let torchrun stop the ranks at the first request.
+
+    A service manager and the stage may both send one, and torchrun would end the time that ranks
+    have to save what they are at when it gets the second.
+    """
+    for other in STOPPING:
+        signal.signal(other, signal.SIG_IGN)
+    raise SignalException(f"signal {number}", sigval=signal.Signals(number))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,6 @@ def _stage(args: argparse.Namespace) -> Stage[Registration]:
         },
         parents=(dataset, checkpoint, report),
         work=work,
-        metrics=lambda registration: {"model_version": float(registration.model_version)},
         is_intact=_holds,
     )
 

@@ -10,6 +10,14 @@ from components.runtime.uris import is_remote, join_uri, local_path
 from dinov2_core.config.frozen import Frozen
 
 
+def sqlite_uri(database: Path) -> str:
+    """The address of an SQLite file for MLflow, which reads `?` and `%` in it as special."""
+    path = str(database)
+    escaped = path.replace("%", "%25").replace("?", "%3F")
+    # With the name of the driver MLflow makes no directory of the escaped name.
+    return f"sqlite:///{path}" if escaped == path else f"sqlite+pysqlite:///{escaped}"
+
+
 class RunContext(Frozen):
     """What all stages of one pipeline run share; no secret belongs here."""
 
@@ -49,7 +57,7 @@ class RunContext(Frozen):
     @property
     def resolved_tracking_uri(self) -> str:
         """The tracking URI with the embedded store filled in."""
-        return self.tracking_uri or f"sqlite:///{self.root / 'mlflow.db'}"
+        return self.tracking_uri or sqlite_uri(self.root / "mlflow.db")
 
     @property
     def progress_directory(self) -> Path:

@@ -8,7 +8,7 @@ import sys
 import traceback
 import warnings
 
-from dinov2_core.errors import ExitCode, exit_code_of, shows_traceback
+from dinov2_core.errors import ExitCode, exit_code_of, message_of, shows_traceback
 
 QUIET = (
     "alembic",
@@ -40,7 +40,11 @@ logger = logging.getLogger(__name__)
 
 
 def set_up_logging() -> None:
-    """Plain lines on standard error; own messages from INFO, on other ranks than 0 from WARNING."""
+    """Plain lines on standard error: own messages from INFO, libraries' from WARNING or ERROR.
+
+    Ranks other than 0 leave progress and other information to rank 0; their warnings and errors
+    begin with the rank.
+    """
     rank = os.environ.get("RANK", "0")
     is_main_rank = rank == "0"
     prefix = "" if is_main_rank else f"[rank {rank}] "
@@ -68,6 +72,6 @@ def log_error(error: BaseException, *, name: str = "") -> ExitCode:
     if shows_traceback(error):
         logger.error("%s", "".join(traceback.format_exception(error)).rstrip())
     else:
-        message = str(error) or "interrupted"
+        message = message_of(error)
         logger.error("%s", f"{name}: {message}" if name else message)
     return exit_code_of(error)

@@ -10,17 +10,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pydantic import ValidationError
 
 from components.runtime.context import RunContext
+from components.runtime.file_errors import full_disk_explained
+from components.runtime.interrupts import sigterm_like_interrupt
 from components.runtime.lease import Lease, leased
 from components.runtime.logging import log_error, set_up_logging
 from components.runtime.manifests import Manifest, Parent, digest_of
 from components.runtime.outputs import write_executor_output
 from components.runtime.periodic_upload import PeriodicUpload
-from components.runtime.processes import die_with_parent, exclusive_directory
+from components.runtime.processes import exclusive_directory
 from components.runtime.progress import Reporter
 from components.runtime.retry import ONCE, retrying_with
 from components.runtime.storage import (
@@ -38,7 +40,14 @@ from components.runtime.storage import (
 from components.runtime.system_facts import package_version
 from components.runtime.tracking import StageRun, Tracker, join_injected_run
 from dinov2_core.config.frozen import Frozen
-from dinov2_core.errors import DinopipeError, LeaseLost, SettingsError, Stopped, message_of
+from dinov2_core.errors import (
+    DinopipeError,
+    InputError,
+    LeaseLost,
+    SettingsError,
+    Stopped,
+    message_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +101,10 @@ class Stage(Generic[Output]):
     """Manifests it reads."""
     work: Callable[[StageContext], Output]
     """Makes what the manifest describes."""
-    metrics: Callable[[Output], dict[str, float]]
-    """Numbers to log for a manifest."""
     is_intact: Callable[[Output, StageRun], bool] = lambda manifest, _: exists(manifest.uri)
     """Whether what an earlier manifest describes is still there."""
+    complete_tracking: Callable[[Output, StageRun], None] = lambda *_: None
+    """Sends to MLflow what the work could not, whether it was done now or is reused."""
     scratch: tuple[str, ...] = ()
     """Names in the directory that no other stage reads, and that are not uploaded."""
 
@@ -133,11 +142,10 @@ def context_of(args: argparse.Namespace) -> RunContext:
 
 def entry_point(name: str, main: Callable[[], int]) -> int:
     """Run a stage's `main`; logs what ended it and gives the exit code that follows from it."""
-    set_up_logging()
-    if os.environ.get("DINOPIPE_DIE_WITH_PARENT"):
-        die_with_parent()
     try:
-        return main()
+        with sigterm_like_interrupt():
+            set_up_logging()
+            return main()
     except (Exception, KeyboardInterrupt) as error:
         return log_error(error, name=name)
 
@@ -163,19 +171,21 @@ def run_stage(
         report = Reporter(path, stage=name)
         report("checking", 0, 1, unit="step")
         try:
-            attempt = _Attempt.of(name, _described(prepare, args), context=context)
-            manifest, is_cached = attempt.result(report)
-            numbers = attempt.stage.metrics(manifest)
-            attempt.run.log_metrics(numbers)
-            manifest.write(args.output)
-            write_executor_output(args.executor_input, manifest=manifest, metrics=numbers)
-            attempt.run.end("FINISHED")
+            with full_disk_explained(context.root):
+                attempt = _Attempt.of(name, _described(prepare, args), context=context)
+                manifest, is_cached = attempt.result(report)
+                attempt.stage.complete_tracking(manifest, attempt.run)
+                attempt.run.log_results(manifest.numbers)
+                manifest.write(args.output)
+                write_executor_output(args.executor_input, manifest=manifest)
+                attempt.run.end("FINISHED")
         except BaseException as error:
             report.finish("failed", detail=message_of(error))
             if attempt is not None:
                 _end_failed(attempt.run, error)
             raise
-        report.finish("cached" if is_cached else "succeeded", manifest_uri=attempt.manifest_uri)
+        state: Literal["cached", "succeeded"] = "cached" if is_cached else "succeeded"
+        report.finish(state, manifest=manifest, manifest_uri=attempt.manifest_uri)
     return 0
 
 
@@ -264,7 +274,11 @@ class _Attempt(Generic[Output]):
         text = read_text(self.manifest_uri)
         if text is None or not (self.context.use_cache or self._is_of_this_run()):
             return None
-        manifest = self.stage.manifest_type.of(text, source=self.manifest_uri)
+        try:
+            manifest = self.stage.manifest_type.of(text, source=self.manifest_uri)
+        except InputError:
+            logger.warning("%s is damaged; redoing what it describes", self.manifest_uri)
+            return None
         if not self._lies_here(manifest) or not self.stage.is_intact(manifest, self.run):
             logger.info("what %s describes is gone or was moved; redoing it", self.manifest_uri)
             return None

@@ -19,7 +19,6 @@ from mlflow.exceptions import MlflowException
 
 from components.runtime.context import RunContext
 from components.runtime.mlflow_requests import ask_mlflow, connected_client, is_absent
-from components.runtime.retry import ONCE, retrying_with
 from components.runtime.system_facts import system_facts
 from components.runtime.uris import without_password
 from dinov2_core.errors import InputError, TrackingRefused
@@ -28,8 +27,6 @@ RUN_TAG = "dinopipe.run_id"
 STAGE_TAG = "dinopipe.stage"
 KEY_TAG = "dinopipe.stage_key"
 STATUS_TAG = "dinopipe.status"
-BATCH = 900
-"""Metrics in one request; the server takes at most 1000."""
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 _T = TypeVar("_T")
@@ -80,20 +77,15 @@ class StageRun:
             self._ask(partial(self.client.log_batch, self.run_id, params=chunk))
 
     def log_metrics(self, values: dict[str, float], *, step: int = 0) -> None:
-        """Log numbers of one step."""
-        self._log_rows([(step, values)])
-
-    def log_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:
-        """Log numbers of many steps with few requests, each made once: callers try again."""
-        with retrying_with(ONCE):
-            self._log_rows(rows)
-
-    def _log_rows(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Log numbers of one step, at most 1000."""
         now = int(time.time() * 1000)
-        metrics = [Metric(k, float(v), now, step) for step, row in rows for k, v in row.items()]
-        for start in range(0, len(metrics), BATCH):
-            chunk = metrics[start : start + BATCH]
-            self._ask(partial(self.client.log_batch, self.run_id, metrics=chunk))
+        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
+        self._ask(lambda: self.client.log_batch(self.run_id, metrics=metrics))
+
+    def log_results(self, values: dict[str, float]) -> None:
+        """Log numbers of the whole stage; those with a history of steps have their last value."""
+        known = self._ask(lambda: self.client.get_run(self.run_id)).data.metrics
+        self.log_metrics({name: value for name, value in values.items() if name not in known})
 
     def set_tags(self, values: dict[str, str]) -> None:
         """Set tags, overwriting."""
@@ -241,8 +233,11 @@ class Tracker:
         )
 
     def end_parent(self, status: Status) -> str:
-        """Close the pipeline's run and give its id."""
+        """Close the pipeline's run, and those of stages that were killed first; gives its id."""
         run_id = self.parent()
+        is_open = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
+        for run in self._ask(lambda: self.client.search_runs([self.experiment_id], is_open)):
+            self.open(str(run.info.run_id)).end(status)
         self._ask(lambda: self.client.set_terminated(run_id, status))
         return run_id
 

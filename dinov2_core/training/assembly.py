@@ -1,4 +1,4 @@
-"""Puts student, teacher and optimizer together as the settings say: kernels, sharding, AdamW."""
+"""Applies the settings to student, teacher and optimizer: kernels, sharding, AdamW."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.optim import AdamW
 
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.distributed.mesh import Ranks
-from dinov2_core.distributed.sharding import Sharding, shard_averaged, shard_trained
+from dinov2_core.distributed.sharding import shard_student, shard_teacher
 from dinov2_core.training.parameter_groups import parameter_groups
 from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.training.training_state import start_moments
@@ -17,31 +17,26 @@ ADAM_EPSILON = 1e-8
 
 
 def shard_student_teacher(model: StudentTeacher, *, ranks: Ranks) -> None:
-    """Split student and teacher over the ranks and run them as the settings say.
+    """Split student and teacher over the ranks, with the kernels and precision of the settings.
 
     Raises:
         SettingsError: The named attention kernel does not run on this device in this precision.
     """
-    execution = model.config.execution
-    sharding = Sharding(
-        precision=model.config.precision,
-        recomputes_activations=execution.recomputes_activations,
-        compiles_blocks=execution.compiles_blocks,
-    )
-    student, teacher = model.student, model.teacher
+    config = model.config
     kernel = choose_kernel(
-        execution.attention_kernel,
+        config.execution.attention_kernel,
         device=ranks.device,
-        dtype=torch.bfloat16 if model.config.precision == "bf16" else torch.float32,
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
     )
-    use_kernel(student.backbone, kernel)
-    use_kernel(teacher.backbone, kernel)
-    shard_trained(
-        student.children(), blocks=student.backbone.blocks, mesh=ranks.mesh, sharding=sharding
-    )
-    shard_averaged(
-        teacher.children(), blocks=teacher.backbone.blocks, mesh=ranks.mesh, sharding=sharding
-    )
+    for network, shard in ((model.student, shard_student), (model.teacher, shard_teacher)):
+        use_kernel(network.backbone, kernel)
+        shard(
+            network.children(),
+            blocks=network.backbone.blocks,
+            mesh=ranks.mesh,
+            precision=config.precision,
+            execution=config.execution,
+        )
 
 
 def adamw(model: StudentTeacher, *, config: TrainingConfig) -> AdamW:

@@ -203,7 +203,7 @@ def _arguments(
     return {
         "experiment_id": experiment_id(client, spec.tracking.experiment),
         "job_name": schedule_name(spec),
-        "cron_expression": schedule.kubeflow_cron,
+        "cron_expression": schedule.server_cron,
         "max_concurrency": schedule.max_concurrency,
         "no_catchup": not schedule.catch_up,
         "params": {"context": context.model_dump_json()},

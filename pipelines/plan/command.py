@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dinov2_core.errors import SettingsError
 from pipelines.cluster.commands import add_target_flags, client_of, server_flags, target_from
 from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
 
 CLUSTER = "cluster"
 
 
-def add_plan_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add plan to the commands of `dinopipe`."""
     plan = commands.add_parser(
         "plan",
@@ -26,11 +27,17 @@ def add_plan_command(commands: Any) -> None:
         default="a100-80",
         help="a100-80, h100, h200, cpu or FILE[:NAME] (%(default)s)",
     )
-    plan.add_argument("--price-per-gpu-hour", type=float, default=0.0, metavar="PRICE")
+    plan.add_argument(
+        "--price-per-gpu-hour", type=float, default=0.0, metavar="PRICE", help="in any currency"
+    )
     plan.add_argument("--no-scaling", action="store_true", help="leave 8 to 1,024 ranks out")
     plan.add_argument("--json", action="store_true", help="print the numbers as JSON only")
     plan.add_argument("-o", "--output", type=Path, help="directory to write what is deployed to")
-    plan.add_argument("--against", help="directory of an earlier plan, or `cluster`")
+    plan.add_argument(
+        "--against",
+        help="show what changes: directory of an earlier plan, or `cluster`: the pipeline that "
+        "Kubeflow has and, by kubectl diff, the objects of --overlay",
+    )
     plan.add_argument(
         "--overlay",
         default="",
@@ -47,7 +54,7 @@ def _plan(args: argparse.Namespace) -> int:
     from pipelines.plan.report import plan_json, plan_table, proposals_table, scaling_table
 
     if args.price_per_gpu_hour < 0:
-        raise ValueError(f"--price-per-gpu-hour {args.price_per_gpu_hour} is less than 0")
+        raise SettingsError(f"--price-per-gpu-hour {args.price_per_gpu_hour} is less than 0")
     spec, price = load_spec(args.spec), args.price_per_gpu_hour
     hardware = load_hardware(args.hardware)
     changes = _changes(args, spec)
@@ -73,33 +80,27 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _changes(args: argparse.Namespace, spec: PipelineSpec) -> str | None:
-    """Write what would be deployed and tell how it differs; None where neither was asked for."""
+    """Write the files of the plan and report what changes; None where neither is wanted."""
+    from pipelines.plan.kubectl import built_manifests, diff_with_cluster
     from pipelines.plan.output_directory import read_plan, write_plan
-    from pipelines.plan.render import (
-        PIPELINE,
-        built_manifests,
-        deployed_on,
-        differences,
-        render,
-    )
+    from pipelines.plan.render import PIPELINE, deployed_on, differences, render
 
     if args.output is None and args.against is None:
         return None
-    target = target_from(args, spec)
-    manifests = built_manifests(args.overlay) if args.overlay else []
-    planned = render(spec, target, manifests=manifests)
+    is_for_files = args.output is not None or args.against != CLUSTER
+    manifests = built_manifests(args.overlay) if args.overlay and is_for_files else []
+    planned = render(spec, target_from(args, spec), manifests=manifests)
     if args.against == CLUSTER:
-        from pipelines.plan.against_cluster import compare_or_say_why
-
         deployed = deployed_on(client_of(args), pipeline=f"dinopipe-{spec.name}")
-        changed = differences(deployed, {PIPELINE: planned[PIPELINE]})
-        objects = compare_or_say_why(spec, target, manifests=manifests)
-        told = "\n".join([changed or f"{PIPELINE} is as deployed", objects])
+        pipeline = differences(deployed, {PIPELINE: planned[PIPELINE]})
+        lines = [pipeline or f"{PIPELINE} is as deployed"]
+        lines += [diff_with_cluster(args.overlay)] if args.overlay else []
+        report = "\n".join(lines)
     else:
         directory = Path(args.against) if args.against else args.output
         if args.against and not directory.is_dir():
-            raise ValueError(f"--against {directory} is no directory; name an earlier plan's")
-        told = differences(read_plan(directory, needs_index=args.against is None), planned)
+            raise SettingsError(f"--against {directory} is no directory; name an earlier plan's")
+        report = differences(read_plan(directory, needs_index=args.against is None), planned)
     if args.output is not None:
         write_plan(planned, args.output)
-    return told
+    return report

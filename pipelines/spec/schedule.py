@@ -35,7 +35,7 @@ class Schedule(Frozen):
 
     @field_validator("time_zone", "server_time_zone")
     @classmethod
-    def _exists(cls, name: str) -> str:
+    def _is_known_zone(cls, name: str) -> str:
         try:
             ZoneInfo(name)
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -45,12 +45,12 @@ class Schedule(Frozen):
         return name
 
     @model_validator(mode="after")
-    def _has_an_expression_for_the_scheduler(self) -> Self:
-        _ = self.kubeflow_cron
+    def _has_server_cron(self) -> Self:
+        _ = self.server_cron
         return self
 
     @property
-    def kubeflow_cron(self) -> str:
+    def server_cron(self) -> str:
         """What the scheduler gets: six fields in its own time zone."""
         zone, server = ZoneInfo(self.time_zone), ZoneInfo(self.server_time_zone)
         return str(in_zone(parse(self.cron), zone=zone, server=server, now=datetime.now(tz=UTC)))
@@ -58,5 +58,5 @@ class Schedule(Frozen):
     def next_firings(self, after: datetime, *, count: int = 3) -> list[datetime]:
         """The next times of firing in the schedule's time zone, by the scheduler's expression."""
         server, zone = ZoneInfo(self.server_time_zone), ZoneInfo(self.time_zone)
-        firings = next_firings(parse(self.kubeflow_cron), zone=server, after=after, count=count)
+        firings = next_firings(parse(self.server_cron), zone=server, after=after, count=count)
         return [moment.astimezone(zone) for moment in firings]

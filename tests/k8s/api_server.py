@@ -20,7 +20,6 @@ from kubernetes import client
 
 from k8s.cluster import Cluster
 from tests.k8s.schemas import schema_problems
-from tests.k8s.served_kinds import ADDRESS, SERVED, kind_at, kinds_of
 
 TOKEN = "the-service-account's-token"
 JOBS = re.compile(r"/apis/([^/]+)/([^/]+)/namespaces/([^/]+)/(trainjobs)(?:/([^/]+))?")
@@ -54,8 +53,6 @@ class ApiServer:
     namespace: str = "team"
     address: str = ""
     jobs: dict[str, Object] = field(default_factory=dict)
-    objects: list[Object] = field(default_factory=list)
-    """What is deployed beside jobs."""
     pods: list[Object] = field(default_factory=list)
     logs: dict[str, list[str]] = field(default_factory=dict)
     events: list[Object] = field(default_factory=list)
@@ -65,7 +62,7 @@ class ApiServer:
     script: dict[str, deque[Callable[[Object], None]]] = field(default_factory=dict)
     """What the controllers do to a job before each look at it."""
     forbidden: set[str] = field(default_factory=set)
-    """Methods that the service account may not use, and plurals that it may not look at."""
+    """Methods that the service account may not use."""
     looks_until_gone: int = 2
     """Looks at a deleted job for which it is still there."""
     silent_seconds: float = 0.0
@@ -114,40 +111,7 @@ class ApiServer:
             core = CORE.fullmatch(path)
             if core is not None:
                 return self._of_core(query, *core.group(2, 3))
-            address = ADDRESS.fullmatch(path)
-            if address is None or address[1] not in SERVED:
-                raise Refused(404, "", "404 page not found")
-            return self._look_at(query, *address.group(1, 2, 3, 4))
-
-    def _look_at(self, query: dict[str, str], *address: str | None) -> Object:
-        """A group's kinds, a list of objects, or one of them."""
-        version, namespace, plural, name = address
-        assert version is not None
-        if plural is None:
-            return kinds_of(version)
-        if plural in self.forbidden:
-            raise Refused(403, "Forbidden", f"{plural} is forbidden")
-        kind = kind_at(version, plural, namespaced=namespace is not None)
-        if not kind:
-            raise Refused(404, "NotFound", "the server could not find the requested resource")
-        found = [
-            item
-            for item in (*self.jobs.values(), *self.objects)
-            if (item["apiVersion"], item["kind"]) == (version, kind)
-            and item["metadata"].get("namespace") == namespace
-            and name in (None, item["metadata"]["name"])
-        ]
-        if name is None:
-            wanted = dict(
-                part.split("=") for part in query.get("labelSelector", "").split(",") if part
-            )
-            labelled = [
-                i for i in found if wanted.items() <= i["metadata"].get("labels", {}).items()
-            ]
-            return {"kind": f"{kind}List", "apiVersion": version, "items": labelled}
-        if not found:
-            raise Refused(404, "NotFound", f'{plural} "{name}" not found', name=name, kind=plural)
-        return found[0]
+            raise Refused(404, "", "404 page not found")
 
     def _job(self, method: str, query: dict[str, str], body: Object, *path: str | None) -> Object:
         namespace, plural, name = path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import stat
 import tarfile
 import zipfile
@@ -49,21 +48,3 @@ def changed(manifest: Manifest, path: str, value: Any) -> Manifest:
     else:
         here[last] = value
     return manifest
-
-
-def applied(manifest: Manifest) -> Manifest:
-    """What an API server gives back of a manifest that `kubectl apply` brought: what it was
-    given, and much that nobody gave."""
-    live = copy.deepcopy(manifest)
-    given = copy.deepcopy(manifest)
-    given["metadata"].setdefault("annotations", {})
-    live["metadata"].update(
-        uid="0b1f7f0e", resourceVersion="123", generation=2, creationTimestamp="2026-01-01T00:00:00Z",
-        managedFields=[{"manager": "kubectl-client-side-apply", "operation": "Update"}],
-    )  # fmt: skip
-    live["metadata"]["annotations"] = {
-        **manifest["metadata"].get("annotations", {}),
-        "kubectl.kubernetes.io/last-applied-configuration": json.dumps(given),
-    }
-    live["status"] = {"conditions": [{"type": "Ready", "status": "True"}]}
-    return live

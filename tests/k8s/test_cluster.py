@@ -128,19 +128,6 @@ def test_a_wrong_token_and_a_missing_right_are_refused_at_once(server: ApiServer
     assert len(server.made("POST")) == 1
 
 
-def test_any_address_can_be_read(server: ApiServer) -> None:
-    cluster = server.cluster()
-    kinds = cluster.fetch("/apis/apps/v1")
-    assert kinds is not None
-    assert kinds["kind"] == "APIResourceList"
-    assert cluster.fetch("/apis/example.com/v1") is None
-    assert cluster.fetch("/api/v1/namespaces/team") is None
-    server.forbidden.add("secrets")
-    with pytest.raises(ClusterRefused, match="secrets is forbidden") as refused:
-        cluster.fetch("/api/v1/namespaces/team/secrets/store")
-    assert refused.value.status == 403
-
-
 def pod(name: str, *, created: str = "2026-01-01T00:00:00Z", **status: object) -> dict[str, object]:
     metadata = {"name": name, "labels": {"job": "j"}, "creationTimestamp": created}
     return {"metadata": metadata, "status": status}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 
 from k8s.launchers import RUNTIME
 from k8s.placement import PodPlacement
-from k8s.rules import problems
+from k8s.rules import mappings, problems
 from k8s.trainjob import trainjob
 from tests.golden.manifests import FULL
 from tests.golden.manifests import training as a_training
@@ -84,6 +85,72 @@ def test_the_namespace_enforces_the_restricted_profile(overlay: str, installed: 
     for mode in ("enforce", "warn", "audit"):
         assert labels[f"pod-security.kubernetes.io/{mode}"] == "restricted"
         assert labels[f"pod-security.kubernetes.io/{mode}-version"] == "v1.36"
+
+
+def pods_of(manifests: list[Manifest]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every whole pod; patches of a runtime are none."""
+    for manifest in manifests:
+        for path, found in mappings(manifest):
+            if isinstance(found.get("containers"), list) and "runtimePatches" not in path:
+                yield f"{manifest['kind']} {manifest['metadata']['name']}: {path}", found
+
+
+def test_every_pod_passes_the_restricted_profile_and_is_limited(extended: list[Manifest]) -> None:
+    """Runtimes are admitted without it, and their pods would be refused one by one."""
+    pods = dict(pods_of(extended))
+    assert len(pods) >= 3
+    for path, pod in pods.items():
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys(), path
+        assert pod["automountServiceAccountToken"] is False, path
+        assert pod["securityContext"]["runAsNonRoot"] is True, path
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, path
+        assert not [volume for volume in pod.get("volumes", ()) if "hostPath" in volume], path
+        for container in (*pod.get("initContainers", ()), *pod["containers"]):
+            name = f"{path}: {container['name']}"
+            security = container["securityContext"]
+            assert security.keys().isdisjoint({"privileged", "runAsUser", "runAsNonRoot"}), name
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert security["readOnlyRootFilesystem"] is True, name
+            assert security["capabilities"] == {"drop": ["ALL"]}, name
+            assert not [port for port in container.get("ports", ()) if "hostPort" in port], name
+            resources = container["resources"]
+            assert {"cpu", "memory"} <= resources["requests"].keys(), name
+            assert "memory" in resources["limits"], name
+
+
+def test_no_role_of_ours_is_wide(extended: list[Manifest]) -> None:
+    rules = [rule for item in extended if item["kind"] == "Role" for rule in item["rules"]]
+    assert rules
+    for rule in rules:
+        named = {*rule["apiGroups"], *rule["resources"], *rule["verbs"]}
+        assert not named & {"*", "bind", "escalate", "impersonate"}, rule
+        assert "secrets" not in rule["resources"] or rule.get("resourceNames"), rule
+
+
+def test_selectors_choose_pods_and_references_lead_to_objects(extended: list[Manifest]) -> None:
+    """What Kubernetes takes as it is: pods would be missing or wait for ever."""
+    known = {(item["kind"], item["metadata"]["name"]) for item in extended}
+    labels = [
+        item["spec"]["template"]["metadata"]["labels"]
+        for item in extended
+        if item["kind"] == "Deployment"
+    ]
+    for item in extended:
+        if item["kind"] in ("Service", "PodDisruptionBudget"):
+            selector = item["spec"]["selector"]
+            wanted = selector.get("matchLabels", selector)
+            assert any(wanted.items() <= found.items() for found in labels), item["metadata"]
+        if item["kind"] == "RoleBinding":
+            assert ("Role", item["roleRef"]["name"]) in known, item["metadata"]
+    for path, pod in pods_of(extended):
+        assert ("ServiceAccount", pod["serviceAccountName"]) in known, path
+        for _, found in mappings(pod):
+            for key, kind, name in (
+                ("configMapKeyRef", "ConfigMap", "name"),
+                ("configMapRef", "ConfigMap", "name"),
+                ("persistentVolumeClaim", "PersistentVolumeClaim", "claimName"),
+            ):
+                assert key not in found or (kind, found[key][name]) in known, path
 
 
 @pytest.mark.parametrize("overlay", WHOLE)
@@ -162,19 +229,11 @@ def test_external_secrets_fill_every_secret_that_pods_name(extended: list[Manife
     named = {
         (found["secretKeyRef"]["name"], found["secretKeyRef"]["key"])
         for item in extended
-        for found in every_mapping(item)
+        for _, found in mappings(item)
         if "secretKeyRef" in found
     }
     assert named
     assert named <= keys
-
-
-def every_mapping(value: Any) -> list[dict[str, Any]]:
-    if isinstance(value, dict):
-        return [value, *(found for item in value.values() for found in every_mapping(item))]
-    if isinstance(value, list):
-        return [found for item in value for found in every_mapping(item)]
-    return []
 
 
 def test_every_file_belongs_to_a_kustomization() -> None:
@@ -185,10 +244,10 @@ def test_every_file_belongs_to_a_kustomization() -> None:
         assert not {name for name in files if name not in named}, directory
 
 
-def test_the_command_line_says_what_is_wrong(installed: Installed) -> None:
+def test_the_command_line_reports_what_is_wrong(installed: Installed) -> None:
     good = yaml.safe_dump_all(installed["prod-gpu"])
     bad = good.replace(f"@{DIGEST}", ":latest")
-    for text, code, said in ((good, 0, ""), (bad, 2, "has no digest"), ("", 2, "no manifests")):
+    for text, code, message in ((good, 0, ""), (bad, 2, "has no digest"), ("", 2, "no manifests")):
         ended = subprocess.run(
             [sys.executable, "-m", "k8s.rules"],
             input=text,
@@ -197,4 +256,4 @@ def test_the_command_line_says_what_is_wrong(installed: Installed) -> None:
             check=False,
         )
         assert ended.returncode == code, ended.stderr
-        assert said in ended.stderr
+        assert message in ended.stderr

@@ -4,7 +4,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from k8s import values
-from k8s.values import dns_label, label_value, same_quantity
+from k8s.values import dns_label, label_value
 
 
 @pytest.mark.parametrize(
@@ -60,20 +60,3 @@ def test_a_label_value_is_one() -> None:
     made = [label_value(text) for text in ("run 1", "run/1", "x" * 64, "x" * 65, "/", "ä")]
     assert [adapter.validate_python(text) for text in made] == made
     assert len(set(made)) == len(made)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "is_same"),
-    [
-        ("1000m", "1", True),
-        ("1", 1, True),
-        ("0.5", "500m", True),
-        ("2048Mi", "2Gi", True),
-        ("1k", "1000", True),
-        ("1M", "1m", False),
-        ("1G", "1Gi", False),
-        ("much", "much", False),
-    ],
-)
-def test_quantities_are_compared_by_amount(one: object, other: object, *, is_same: bool) -> None:
-    assert same_quantity(one, other) is is_same

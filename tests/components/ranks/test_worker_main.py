@@ -17,22 +17,23 @@ from components.train.job import Job
 
 RANK = """
 import sys
-from components.ranks.worker_main import run_rank
+from components.ranks.worker_main import worker_process
 from components.train.job import Job
 from dinov2_core import errors
 
-def work(job, stop):
-    print("at work", flush=True)
-    {work}
+def main():
+    with worker_process(None, kind=Job) as (job, stop):
+        print("at work", flush=True)
+        {work}
 
-sys.exit(run_rank(None, kind=Job, work=work))
+sys.exit(main())
 """
 
 
 @pytest.fixture
 def job(stage: TrainStage, tmp_path: Path) -> Job:
     job = Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=RunContext(workdir=str(tmp_path), run_name="test"),
         directory=str(tmp_path / "stage"),
@@ -73,8 +74,8 @@ def test_a_failure_is_left_for_the_launcher(
 
 
 def test_finished_and_stopped_are_told_apart(job: Job) -> None:
-    assert start(job, "return True").wait(timeout=60) == 0
-    waiting = start(job, "return not stop.wait(60)")
+    assert start(job, "return 0").wait(timeout=60) == 0
+    waiting = start(job, "return 75 if stop.wait(60) else 1")
     assert waiting.stdout is not None
     assert waiting.stdout.readline() == "at work\n"
     waiting.send_signal(signal.SIGTERM)
@@ -98,7 +99,7 @@ def test_a_job_that_cannot_be_read_from_a_dead_store_may_be_tried_again(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    code = RANK.format(work="return True")
+    code = RANK.format(work="return 0")
     command = [sys.executable, "-c", code, "s3://bucket/stage/job.json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1

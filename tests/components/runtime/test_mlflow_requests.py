@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from components.runtime.context import RunContext
+from components.runtime.metric_log import MetricLog
 from components.runtime.mlflow_requests import ask_mlflow, check_reachable, is_absent
 from components.runtime.retry import ONCE, RetryPolicy, retrying_with
 from components.runtime.tracking import StageRun, Tracker
@@ -154,13 +155,26 @@ def test_metrics_whose_answer_was_lost_are_there_once(
     assert len(run.client.get_metric_history(run.run_id, "loss")) == 1
 
 
-def test_rows_are_sent_once_because_their_file_keeps_them(
-    line: tuple[BadLine, str], run: StageRun
+def test_rows_are_tried_once_because_their_file_keeps_them(
+    line: tuple[BadLine, str], run: StageRun, tmp_path: Path
 ) -> None:
-    line[0].faults = ["answer 503"] * 2
+    log = MetricLog(tmp_path / "metrics.jsonl", first_step=0, marker="loss")
+    for step in range(3):
+        log.add(step, {"loss": 1.0})
+    log.flush()
+    bad = line[0]
+    bad.faults = ["answer 503"] * 2
     with pytest.raises(TrackingUnavailable):
-        run.log_rows([(0, {"loss": 1.0})])
-    assert len(line[0].faults) == 1
+        log.send(run)
+    assert len(bad.faults) == 1
+    bad._concerns = lambda method, path: path.endswith("log-batch")
+    bad.faults = ["lose"] * 2
+    for _ in range(2):
+        with pytest.raises(TrackingUnavailable):
+            log.send(run)
+    log.send(run)
+    history = run.client.get_metric_history(run.run_id, "loss")
+    assert [point.step for point in history] == [0, 1, 2]
 
 
 def test_errors_of_mlflow_s_client_keep_their_meaning_and_no_password() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from components.runtime.stage import Stage, StageContext, context_of, entry_poin
 from components.runtime.storage import exists, list_names, read_text, write_text
 from components.runtime.tracking import Tracker
 from dinov2_core.errors import (
+    ExitCode,
     InputError,
     LeaseLost,
     StageFailed,
@@ -60,7 +63,6 @@ def do(work: Work, context: RunContext, output: Path, *, identity: object = 1) -
         identity=[identity, context.run_name],
         parents=(),
         work=work,
-        metrics=lambda report: report.metrics,
     )
     executor_input = json.dumps(
         {
@@ -119,6 +121,28 @@ def test_the_manifest_of_a_work_directory_that_was_moved_is_not_used(
         finished.write_text(text)
     do(work, own, tmp_path / "b.json")
     assert work.times == 2
+
+
+@pytest.mark.parametrize("damage", ["", '{"uri": '])
+def test_a_damaged_manifest_is_reported_and_the_work_redone(
+    damage: str, own: RunContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = Work()
+    do(work, own, tmp_path / "a.json", identity=damage)
+    finished = Path(state(own).manifest_uri)
+    text = finished.read_text()
+    finished.write_text(damage)
+    do(work, own, tmp_path / "b.json", identity=damage)
+    assert work.times == 2
+    assert f"{finished} is damaged; redoing what it describes" in caplog.text
+    assert finished.read_text() == text
+
+
+def test_a_full_disk_is_named_with_what_is_free(own: RunContext, tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(InputError, match=rf"^{own.root}: No space left on device \(.* MiB free"):
+        do(Work(error=full), own, tmp_path / "a.json")
+    assert state(own).detail.startswith(f"{own.root}: No space left on device")
 
 
 @pytest.fixture
@@ -348,6 +372,16 @@ def test_the_exit_code_and_the_traceback_follow_from_the_class(
     assert ("Traceback" in shown) == is_fault_of_ours
     if error is not None and not is_fault_of_ours:
         assert shown == f"curate: {str(error) or 'interrupted'}\n"
+
+
+def test_sigterm_ends_a_stage_as_an_interrupt_does() -> None:
+    """A service manager sends it to all processes of a run."""
+
+    def work() -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    assert entry_point("curate", work) == ExitCode.TERMINATED
 
 
 def test_on_a_cluster_the_injected_mlflow_run_is_joined(

@@ -25,13 +25,25 @@ def test_the_parent_knows_versions_and_machine(tracker: Tracker) -> None:
     assert tags["dinopipe.run_id"] == tracker.context.run_id
 
 
-def test_rows_of_many_steps_arrive_in_order(tracker: Tracker) -> None:
+def test_numbers_of_a_step_arrive_together(tracker: Tracker) -> None:
     run = tracker.stage("pretrain", key="rows")
-    run.log_rows([(step, {"loss": 1 / (step + 1), "lr": 0.1}) for step in range(1000)])
+    for step in range(3):
+        run.log_metrics({"loss": 1 / (step + 1), "lr": 0.1}, step=step)
     history = tracker.client.get_metric_history(run.run_id, "loss")
-    assert [point.step for point in history] == list(range(1000))
-    assert run.last_step("loss") == 999
+    assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert run.last_step("loss") == 2
     assert run.last_step("never") == -1
+
+
+def test_results_of_a_stage_leave_a_history_of_steps_as_it_is(tracker: Tracker) -> None:
+    run = tracker.stage("pretrain", key="results")
+    run.log_rows([(step, {"loss/total": float(step)}) for step in range(3)])
+    for _ in range(2):  # a reused stage logs them again
+        run.log_results({"loss/total": 2.0, "images_per_second": 7.0})
+    for name, steps in (("loss/total", [0, 1, 2]), ("images_per_second", [0])):
+        history = tracker.client.get_metric_history(run.run_id, name)
+        assert [point.step for point in history] == steps
+    assert tracker.client.get_run(run.run_id).data.metrics["loss/total"] == 2.0
 
 
 def test_settings_are_logged_once_with_dotted_names(tracker: Tracker) -> None:
@@ -39,6 +51,18 @@ def test_settings_are_logged_once_with_dotted_names(tracker: Tracker) -> None:
     run.log_params({"a": {"b": 1}, "c": "x"})
     run.log_params({"a": {"b": 2}})  # a restart with another value must not raise
     assert tracker.client.get_run(run.run_id).data.params == {"a.b": "1", "c": "x"}
+
+
+def test_the_end_of_a_pipeline_closes_stages_that_were_killed(context: RunContext) -> None:
+    tracker = Tracker(context.model_copy(update={"run_id": f"{context.run_id}-killed"}))
+    ended, killed = (tracker.stage(stage, key="end") for stage in ("curate", "pretrain"))
+    ended.end("FINISHED")
+    parent = tracker.end_parent("KILLED")
+    statuses = {
+        run_id: tracker.client.get_run(run_id).info.status
+        for run_id in (ended.run_id, killed.run_id, parent)
+    }
+    assert statuses == {ended.run_id: "FINISHED", killed.run_id: "KILLED", parent: "KILLED"}
 
 
 def test_a_dataset_is_logged_by_reference(tracker: Tracker) -> None:

@@ -6,10 +6,11 @@ import kfp
 import pytest
 import yaml
 
+from dinov2_core.errors import InputError
 from pipelines.cluster.submit import publish, target_of
+from pipelines.plan.kubectl import built_manifests
 from pipelines.plan.render import (
     PIPELINE,
-    built_manifests,
     deployed_on,
     differences,
     render,
@@ -60,9 +61,14 @@ def test_a_changed_setting_is_a_line(tmp_path: Path) -> None:
     assert len(lines) < 60
 
 
-def test_new_and_missing_files_are_told(tmp_path: Path) -> None:
-    told = differences({"old.yaml": "a: 1\n"}, {"new.yaml": "a: 1\nb: 2\n"})
-    assert told.splitlines() == [
+def test_an_earlier_file_that_is_no_yaml_is_named() -> None:
+    with pytest.raises(InputError, match=r"p\.yaml of the earlier plan is not YAML"):
+        differences({"p.yaml": "a: ["}, {"p.yaml": "a: 1"})
+
+
+def test_new_and_missing_files_are_listed() -> None:
+    report = differences({"old.yaml": "a: 1\n"}, {"new.yaml": "a: 1\nb: 2\n"})
+    assert report.splitlines() == [
         "new.yaml is new, 2 lines",
         "old.yaml is not there any more, 1 lines",
     ]
@@ -73,27 +79,6 @@ def test_manifests_of_an_overlay_are_rendered_as_well(spec: PipelineSpec, kubect
     assert {"Deployment", "TrainingRuntime", "ClusterQueue"} <= {item["kind"] for item in manifests}
     files = render(spec, target_of(spec), manifests=manifests)
     assert list(yaml.safe_load_all(files["manifests.yaml"])) == manifests
-
-
-def test_secrets_of_an_overlay_of_ones_own_are_not_shown(kubectl: Path, tmp_path: Path) -> None:
-    secret = {"name": "store", "namespace": "team", "literals": ["password=hush-hush"]}
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({"secretGenerator": [secret]}))
-    (manifest,) = built_manifests(str(tmp_path))
-    assert manifest["data"] == {"password": "(not shown)"}
-
-
-def test_an_unknown_or_broken_overlay_is_refused(kubectl: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--overlay nowhere does not exist; choose one of dev-cpu"):
-        built_manifests("nowhere")
-    (tmp_path / "kustomization.yaml").write_text("resources: [missing.yaml]")
-    with pytest.raises(ValueError, match=r"kustomize refuses .*missing\.yaml"):
-        built_manifests(str(tmp_path))
-
-
-def test_an_overlay_needs_kubectl(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match="--overlay needs kubectl; install it, or leave the flag"):
-        built_manifests("prod-gpu")
 
 
 def test_what_is_deployed_is_the_newest_version_on_the_server(

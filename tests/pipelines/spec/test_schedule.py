@@ -18,7 +18,7 @@ def test_it_neither_catches_up_nor_overlaps_by_default() -> None:
 
 def test_firings_are_shown_in_the_schedules_time_zone() -> None:
     schedule = Schedule(cron="0 3 * * 1", time_zone="Asia/Tokyo")
-    assert schedule.kubeflow_cron == "0 0 18 * * 0"
+    assert schedule.server_cron == "0 0 18 * * 0"
     found = schedule.next_firings(datetime(2026, 11, 23, tzinfo=UTC), count=2)
     assert [moment.isoformat() for moment in found] == [
         "2026-11-30T03:00:00+09:00",
@@ -49,4 +49,4 @@ def test_a_server_in_the_schedules_zone_needs_no_translation() -> None:
     schedule = Schedule(
         cron="0 3 * * *", time_zone="Europe/Berlin", server_time_zone="Europe/Berlin"
     )
-    assert schedule.kubeflow_cron == "0 0 3 * * *"
+    assert schedule.server_cron == "0 0 3 * * *"
