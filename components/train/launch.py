@@ -153,7 +153,7 @@ def _train(
 ) -> CheckpointManifest:
     """Start the ranks, wait for them and describe their result."""
     job = Job(
-        phase=stage_name,
+        stage_name=stage_name,
         stage=config,
         context=stage.context,
         directory=stage.uri(stage.directory),
@@ -176,7 +176,7 @@ def _train(
         config_sha256=stage.config_sha256,
         parents=stage.parents,
         mlflow_run_id=stage.run.run_id,
-        phase=stage_name,
+        stage_name=stage_name,
         teacher_uri=stage.uri(job.teacher),
         checkpoints_uri=stage.uri(job.checkpoints),
         teacher=TeacherConfig(
