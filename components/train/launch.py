@@ -176,7 +176,7 @@ def _train(
         config_sha256=stage.config_sha256,
         parents=stage.parents,
         mlflow_run_id=stage.run.run_id,
-        stage_name=stage_name,
+        phase=stage_name,
         teacher_uri=stage.uri(job.teacher),
         checkpoints_uri=stage.uri(job.checkpoints),
         teacher=TeacherConfig(
