@@ -81,7 +81,16 @@ class InputError(UserError):
 
 
 class UnreadableImage(InputError):
-    """One image cannot be decoded; the others may be fine."""
+    """One image cannot be decoded; the others may be fine.
+
+    Args:
+        message: For the user.
+        reason: In one word, as curation counts it.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ObjectUnreadable(InputError):

@@ -34,12 +34,12 @@ def checked_spec(path: Path) -> PipelineSpec:
     Raises:
         SpecError: It is not; the error lists every problem.
     """
-    from pipelines.preflight import check_places
+    from pipelines.preflight import check_inputs
     from pipelines.spec.pipeline_spec import load_spec
     from pipelines.spec.problems import SpecError
 
     spec = load_spec(path)
-    problems = check_places(spec)
+    problems = check_inputs(spec)
     if problems:
         raise SpecError(problems)
     return spec

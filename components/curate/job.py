@@ -55,7 +55,7 @@ class EmbeddingJob(RanksJob):
     worker: ClassVar[str] = "components.curate.worker"
     work: ClassVar[str] = "embedding"
 
-    phase: Literal["curate"] = "curate"
+    stage_name: Literal["curate"] = "curate"
     """Stage that the images are embedded for."""
     settings: CurateSettings
     """How images are embedded, and on how many processes."""

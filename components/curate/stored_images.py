@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
-from components.runtime.image_sources import ObjectSource, StoredObject, open_source
+from components.runtime.image_sources.opening import open_source
+from components.runtime.image_sources.source import ImageSource, StoredObject, content_digest
 from components.runtime.manifests import digest_of
-from dinov2_core.errors import ObjectUnreadable
-
-UNREADABLE = "unreadable"
-"""In place of the digest of a file that cannot be read."""
 
 
 class StoredImages:
@@ -29,8 +25,8 @@ class StoredImages:
             InputError: One does not exist or cannot be listed.
         """
         self.uris = tuple(uris)
-        self._sources: list[ObjectSource] = [open_source(uri) for uri in uris]
-        self._items: list[list[StoredObject]] = [source.objects() for source in self._sources]
+        self._sources: list[ImageSource] = [open_source(uri) for uri in uris]
+        self._items: list[Sequence[StoredObject]] = [source.objects() for source in self._sources]
         self._ends = list(accumulate(len(items) for items in self._items))
 
     def __len__(self) -> int:
@@ -42,7 +38,7 @@ class StoredImages:
         return f"{source}/{item.key}" if len(self.uris) > 1 else item.key
 
     def size_bytes(self, number: int) -> int:
-        """Size when the source was listed."""
+        """Size when the source was listed; 0 for rows of a table."""
         return self._find(number)[1].size_bytes
 
     def read(self, number: int) -> bytes:
@@ -57,13 +53,8 @@ class StoredImages:
         return digest_of([(self.name(i), content) for i, content in enumerate(contents)])
 
     def _content_digest(self, number: int) -> str:
-        _, item = self._find(number)
-        if item.etag:
-            return f"{item.size_bytes}-{item.etag}"
-        try:
-            return hashlib.sha256(self.read(number)).hexdigest()
-        except (OSError, ObjectUnreadable):
-            return UNREADABLE
+        source, item = self._find(number)
+        return content_digest(self._sources[source], item)
 
     def _find(self, number: int) -> tuple[int, StoredObject]:
         source = bisect_right(self._ends, number)

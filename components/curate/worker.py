@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
     """Scan the blocks of this rank that are not saved yet, and save each at once."""
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    report = Reporter(None if rank else job.progress, stage=job.phase)
+    report = Reporter(None if rank else job.progress, stage=job.stage_name)
     torch.set_num_threads(job.topology.threads_per_process)
     share = job.blocks()[rank::num_ranks]
     finished = job.finished_blocks()

@@ -75,7 +75,7 @@ def training_of(job: RanksJob, *, pods: TrainingPods, owner: Owner | None) -> Tr
     return Training(
         run_id=context.run_id,
         run_name=context.run_name,
-        stage=job.phase,
+        stage=job.stage_name,
         command=("python3", "-m", "components.ranks.torchrun_entry", job.worker, job.uri),
         num_nodes=topology.num_nodes,
         processes_per_node=topology.processes_per_node,

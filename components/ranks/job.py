@@ -35,7 +35,7 @@ class RanksJob(Frozen):
     work: ClassVar[str]
     """Name of the ranks' task in progress reports, such as `training`."""
 
-    phase: str
+    stage_name: str
     """Stage that the ranks belong to."""
     context: RunContext
     """What all stages of the pipeline run share."""
@@ -70,7 +70,7 @@ class RanksJob(Frozen):
     @property
     def progress(self) -> Path:
         """File of the stage's progress."""
-        return self.context.progress_directory / f"{self.phase}.json"
+        return self.context.progress_directory / f"{self.stage_name}.json"
 
     def uri_of(self, path: Path) -> str:
         """Path or URI, for all nodes, of a file below the directory."""

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from dinov2_core.data.decoding import MAX_PIXELS, UnreadableImage
+from dinov2_core.data.decoding import MAX_PIXELS
+from dinov2_core.errors import UnreadableImage
 from dinov2_core.evaluation.embedder import OUTPUTS, Output, TeacherEmbedder
 from dinov2_core.evaluation.preprocessing import resize_and_crop
 

@@ -161,6 +161,29 @@ def download(uri: str, path: Path) -> str:
         partial.unlink(missing_ok=True)
 
 
+def read_range(found: RemoteObject, *, start: int, size: int) -> bytes:
+    """Some bytes of an object, as long as it is the one that was found.
+
+    Raises:
+        ObjectUnreadable: It was removed or replaced meanwhile, or may not be read.
+        StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
+    """
+    bucket, key = bucket_and_key(found.uri)
+    part = f"bytes={start}-{start + size - 1}"
+
+    def once() -> bytes:
+        try:
+            answer = _client().get_object(Bucket=bucket, Key=key, Range=part, IfMatch=found.etag)
+        except boto.ClientError as error:
+            if _code(error) in CONDITION_FAILED:
+                raise ObjectUnreadable(f"{found.uri} was replaced while it was read") from error
+            raise
+        content: bytes = answer["Body"].read()
+        return content
+
+    return _undamaged(once, found.uri)
+
+
 def write(uri: str, content: bytes, *, replaces: str | None = None) -> str:
     """Write one small object; gives its etag.
 

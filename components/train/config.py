@@ -40,8 +40,8 @@ class Probe(Frozen):
     """
 
     train: LocalPath
-    """Labelled images: a folder with one folder per class, or a Parquet file with the columns
-    image and label."""
+    """Labelled images: a folder or s3:// prefix with one folder per class, or a Parquet file or
+    object with the columns image and label."""
     test: LocalPath = ""
     """Images to classify, of the same form; empty holds out every fifth image of `train`."""
     every_steps: int = Field(1000, ge=1)

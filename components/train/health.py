@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,31 +23,24 @@ from components.train.metrics import PHASES
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.shards import ShardReader
-from dinov2_core.evaluation.health_pictures import (
+from dinov2_core.evaluation.figure_style import png_bytes
+from dinov2_core.evaluation.health_figures import (
     Panel,
     aligned_components,
     components_figure,
     crops_figure,
     curves_figure,
 )
-from dinov2_core.evaluation.pictures import png_bytes
+from dinov2_core.evaluation.labelled_set import evenly_spaced
 from dinov2_core.evaluation.preprocessing import Preprocessing, denormalise
 from dinov2_core.training.batches import mask_recipe
-from dinov2_core.training.teacher_monitor import evenly_spaced
 
 MAX_SHARE = 0.05
 """Drawing takes at most this share of the time: a checkpoint that follows too soon has no page."""
 NUM_CROPPED = 4
 NUM_SHOWN_STEPS = 8
 """Steps at which the patch tokens are shown: the first, the last and some between them."""
-PANELS = (
-    Panel(
-        title="losses",
-        curves={
-            f"loss/{name}": name.replace("_", " ")
-            for name in ("total", "dino_global", "dino_local", "ibot", "koleo")
-        },
-    ),
+OTHER_PANELS = (
     Panel(title="teacher entropy, nats", curves={"teacher/entropy": "entropy"}),
     Panel(
         title="distinct best prototypes per cls token",
@@ -145,7 +138,7 @@ class HealthPage:
         self._history.refresh()
         sections = self._sections(num_steps_done, patch_tokens)
         page = page_of(
-            title=f"{self._job.context.run_name} · {self._job.phase}",
+            title=f"{self._job.context.run_name} · {self._job.stage_name}",
             facts=self._facts(num_steps_done=num_steps_done),
             warnings=warnings,
             sections=sections,
@@ -166,7 +159,7 @@ class HealthPage:
                 name="curves",
                 title="Curves",
                 explanation="Over optimizer steps; where there are many, each point is a mean.",
-                png=png_bytes(curves_figure(self._history.rows(), panels=PANELS)),
+                png=png_bytes(self._curves()),
             ),
             Section(
                 name="crops",
@@ -184,6 +177,10 @@ class HealthPage:
                 png=png_bytes(self._components(num_steps_done, patch_tokens)),
             ),
         )
+
+    def _curves(self) -> Figure:
+        panels = (loss_panel(self._history.latest), *OTHER_PANELS)
+        return curves_figure(self._history.rows(), panels=panels)
 
     def _facts(self, *, num_steps_done: int) -> dict[str, str]:
         latest = self._history.latest
@@ -245,6 +242,12 @@ class HealthPage:
                 for i in evenly_spaced(len(steps), NUM_SHOWN_STEPS)
             },
         )
+
+
+def loss_panel(metrics: Iterable[str]) -> Panel:
+    """Curves of the total and of every loss term among the metrics."""
+    names = [name.removeprefix("loss/") for name in metrics if name.startswith("loss/")]
+    return Panel(title="losses", curves={f"loss/{n}": n.replace("_", " ") for n in names})
 
 
 def page_of(

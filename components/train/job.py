@@ -27,7 +27,7 @@ class Job(RanksJob):
     worker: ClassVar[str] = "components.train.worker"
     work: ClassVar[str] = "training"
 
-    phase: StageName
+    stage_name: StageName
     """Stage that trains."""
     stage: TrainStage
     """Settings of the stage."""

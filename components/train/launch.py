@@ -11,6 +11,7 @@ from typing import get_args
 
 from components.ranks.launcher import add_launcher_flag, check_launch, run_job
 from components.runtime.context import RunContext
+from components.runtime.image_sources.labelled import read_labelled_set
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.metric_log import send_unsent_rows
 from components.runtime.stage import Stage, StageContext, context_of, run_stage, stage_parser
@@ -95,7 +96,7 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
 
     Raises:
         SettingsError: A batch has more images than the data set.
-        InputError: The probe's images do not exist.
+        InputError: The probe has no labelled images.
     """
     batch = config.learning.optimization.global_batch_size
     if batch > dataset.num_kept:
@@ -104,12 +105,11 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
             f"images that curation kept; choose at most {dataset.num_kept}, or give more images"
         )
     probe = config.probe
-    for path in (probe.train, probe.test) if probe else ():
-        if path and not Path(path).exists():
-            raise InputError(
-                f"probe images {path} do not exist; set pretrain.probe to an existing folder or "
-                "Parquet file, or leave it out"
-            )
+    for uri in filter(None, (probe.train, probe.test) if probe else ()):
+        try:
+            read_labelled_set(uri)
+        except InputError as error:
+            raise InputError(f"pretrain.probe: {error}") from error
 
 
 def starting_weights(
@@ -153,7 +153,7 @@ def _train(
 ) -> CheckpointManifest:
     """Start the ranks, wait for them and describe their result."""
     job = Job(
-        phase=stage_name,
+        stage_name=stage_name,
         stage=config,
         context=stage.context,
         directory=stage.uri(stage.directory),

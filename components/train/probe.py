@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from components.runtime.image_sources.labelled import read_labelled_pair, read_labelled_set
 from components.train.config import Probe
-from dinov2_core.errors import InputError
-from dinov2_core.evaluation.labelled_set import (
-    LabelledPair,
-    LabelledSet,
-    read_labelled_pair,
-    read_labelled_set,
-)
-from dinov2_core.training.teacher_monitor import KnnProbe, evenly_spaced
+from dinov2_core.evaluation.labelled_set import LabelledPair
+from dinov2_core.training.teacher_monitor import KnnProbe
 
 HELD_OUT = 5
 """One in so many labelled images is held out where there is no test set."""
@@ -22,13 +15,13 @@ def knn_probe(settings: Probe) -> KnnProbe:
     """The probe of some settings, with its images.
 
     Raises:
-        InputError: There are too few images, or they cannot be read.
+        InputError: There are fewer than two classes, or the images cannot be read.
     """
     pair = _labelled_pair(settings)
     return KnnProbe(
         images=LabelledPair(
-            train=_thinned(pair.train, settings.max_train_images),
-            test=_thinned(pair.test, settings.max_test_images),
+            train=pair.train.evenly_spaced(settings.max_train_images),
+            test=pair.test.evenly_spaced(settings.max_test_images),
         ),
         every_steps=settings.every_steps,
         num_neighbours=settings.num_neighbours,
@@ -38,17 +31,8 @@ def knn_probe(settings: Probe) -> KnnProbe:
 
 def _labelled_pair(settings: Probe) -> LabelledPair:
     if settings.test:
-        return read_labelled_pair(train=Path(settings.train), test=Path(settings.test))
-    labelled = read_labelled_set(Path(settings.train))
+        return read_labelled_pair(train=settings.train, test=settings.test)
+    labelled = read_labelled_set(settings.train)
     held_out = range(0, len(labelled), HELD_OUT)
-    kept = sorted(set(range(len(labelled))) - set(held_out))
-    if not kept:
-        raise InputError(
-            f"probe.train {settings.train} has {len(labelled)} images, of which one in {HELD_OUT} "
-            "is held out; give more images, or a probe.test"
-        )
-    return LabelledPair(train=labelled.subset(kept), test=labelled.subset(list(held_out)))
-
-
-def _thinned(images: LabelledSet, limit: int) -> LabelledSet:
-    return images.subset(evenly_spaced(len(images), limit))
+    kept = [number for number in range(len(labelled)) if number % HELD_OUT]
+    return LabelledPair(train=labelled.subset(kept), test=labelled.subset(held_out))

@@ -45,7 +45,7 @@ class TrainingReporter:
         self._job = job
         self._next_step = first_step
         self._interval_steps = job.stage.metric_interval_steps
-        self._progress = Reporter(job.progress, stage=job.phase)
+        self._progress = Reporter(job.progress, stage=job.stage_name)
         self._log = MetricLog(job.metrics, first_step=first_step, marker=MARKER)
         self._background = BackgroundWork(
             self._log, open_run=lambda: Tracker(job.context).open(job.mlflow_run_id)
@@ -109,7 +109,7 @@ class TrainingReporter:
         has_event = is_retaken or has_warned or report.guards.is_skipped or report.writes_checkpoint
         if has_event or measured or report.step % self._interval_steps == 0:
             self._log.add(report.step, metrics_of(report) | measured)
-        self._show(report)
+        self._background.attempt("writing the progress", lambda: self._show(report))
         if patch_tokens is not None:
             self._background.flush()
             self._background.run(

@@ -120,7 +120,7 @@ def _write_weights_report(job: Job, *, run: TrainingRun, ranks: Ranks) -> None:
 def _download_inputs(job: Job) -> None:
     """Download to this node what the job reads, and on the main rank what it continues."""
     is_main_rank = os.environ.get("RANK", "0") == "0"
-    report = Reporter(job.progress if is_main_rank else None, stage=job.phase)
+    report = Reporter(job.progress if is_main_rank else None, stage=job.stage_name)
 
     def progress(done: int, total: int) -> None:
         if total:

@@ -1,4 +1,4 @@
-"""How a run is computed and kept: settings on which no result depends but for rounding."""
+"""Settings of memory, speed and checkpoints, on which results depend by rounding at most."""
 
 from __future__ import annotations
 

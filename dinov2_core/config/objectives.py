@@ -53,7 +53,8 @@ class KoleoObjective(Frozen):
     weight: float = Field(0.1, ge=0)
     """Factor of the loss, for each of the two global crops."""
     neighbours: Literal["global_batch", "rank"] = "global_batch"
-    """Where the nearest neighbour is looked for; the reference looks on its own rank only."""
+    """Images among which the nearest neighbour is searched; the reference takes those of its own
+    rank only."""
 
 
 class SinkhornKnopp(Frozen):

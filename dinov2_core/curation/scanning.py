@@ -21,12 +21,11 @@ from dinov2_core.curation.jpeg import has_too_many_scans, is_damaged_jpeg
 from dinov2_core.curation.manifest import Reason
 from dinov2_core.data.decoding import (
     MAX_PIXELS,
-    UnreadableImage,
     identify,
     open_image,
     strips,
 )
-from dinov2_core.errors import ObjectUnreadable
+from dinov2_core.errors import ObjectUnreadable, UnreadableImage
 
 BLOCK_FILES = 512
 """Files that are scanned, embedded and saved together."""

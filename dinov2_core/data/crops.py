@@ -44,7 +44,7 @@ class Crops:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CropPlaces:
+class CropBoxes:
     """Where the crops of B images lie, G + L crops per image, global ones first."""
 
     boxes: NDArray[np.int64]
@@ -65,8 +65,8 @@ def make_crops(
         seed: Of the run.
     """
     sizes = np.array([image.size for image in images], dtype=np.int64)
-    places = place_crops(sizes, positions, recipe=recipe, seed=seed)
-    global_pixels, local_pixels = _cut(images, places, recipe)
+    boxes = crop_boxes(sizes, positions, recipe=recipe, seed=seed)
+    global_pixels, local_pixels = _cut(images, boxes, recipe)
     draws = hashed_uniforms(
         _crop_positions(positions, recipe),
         seed=seed,
@@ -100,9 +100,9 @@ def make_crops(
     return Crops(global_crops=torch.cat([first, second]), local_crops=local)
 
 
-def place_crops(
+def crop_boxes(
     sizes: NDArray[np.int64], positions: NDArray[np.int64], *, recipe: CropSettings, seed: int
-) -> CropPlaces:
+) -> CropBoxes:
     """Boxes and flips of every crop of images of the given sizes.
 
     Args:
@@ -128,7 +128,7 @@ def place_crops(
     )
     is_flipped = draws[:, -1] < recipe.horizontal_flip_probability
     shape = (len(positions), recipe.num_crops)
-    return CropPlaces(boxes=boxes.reshape(*shape, 4), is_flipped=is_flipped.reshape(shape))
+    return CropBoxes(boxes=boxes.reshape(*shape, 4), is_flipped=is_flipped.reshape(shape))
 
 
 def random_resized_boxes(
@@ -161,7 +161,7 @@ def random_resized_boxes(
     top = (draws[:, -2] * (sizes[:, 1] - height + 1)).astype(np.int64)
     left = (draws[:, -1] * (sizes[:, 0] - width + 1)).astype(np.int64)
     boxes = np.stack([left, top, left + width, top + height], axis=1)
-    return np.where(fits.any(axis=1, keepdims=True), boxes, _middle_boxes(sizes))
+    return np.where(fits.any(axis=1, keepdims=True), boxes, _central_boxes(sizes))
 
 
 def augment_colors(
@@ -232,7 +232,7 @@ def _crop_positions(positions: NDArray[np.int64], recipe: CropSettings) -> NDArr
     return (positions[:, None] * recipe.num_crops + np.arange(recipe.num_crops)).ravel()
 
 
-def _middle_boxes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _central_boxes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     full_width, full_height = sizes[:, 0], sizes[:, 1]
     low, high = _ASPECT_RATIO
     width = np.minimum(full_width, np.rint(full_height * high)).astype(np.int64)
@@ -242,7 +242,7 @@ def _middle_boxes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _cut(
-    images: Sequence[Image.Image], places: CropPlaces, recipe: CropSettings
+    images: Sequence[Image.Image], crops: CropBoxes, recipe: CropSettings
 ) -> tuple[Tensor, Tensor]:
     """Global [2, B, C, S, S] and local [L, B, C, s, s] pixels, resized with antialiasing, uint8."""
     num_images, channels = len(images), recipe.num_channels
@@ -251,7 +251,7 @@ def _cut(
         np.empty((NUM_GLOBAL_CROPS, num_images, large, large, channels), dtype=np.uint8),
         np.empty((recipe.num_local_crops, num_images, small, small, channels), dtype=np.uint8),
     ]
-    boxes, flips = places.boxes.tolist(), places.is_flipped.tolist()
+    boxes, flips = crops.boxes.tolist(), crops.is_flipped.tolist()
     for number, image in enumerate(images):
         for crop, (box, is_flipped) in enumerate(zip(boxes[number], flips[number], strict=True)):
             is_local = crop >= NUM_GLOBAL_CROPS

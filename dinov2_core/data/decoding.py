@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dinov2_core.errors import UnreadableImage
+
 DecodingFailure = Literal["empty", "not_an_image", "truncated", "unreadable", "too_many_pixels"]
 
 MAX_PIXELS = 89_478_485
@@ -34,14 +36,6 @@ _DAMAGE = (
 _STRIP_PIXELS = 2**20
 
 Image.init()  # later, several threads would load the decoders at once
-
-
-class UnreadableImage(ValueError):
-    """Bytes that do not decode; `reason` says why in one word, the message in a sentence."""
-
-    def __init__(self, reason: DecodingFailure, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason: DecodingFailure = reason
 
 
 def decode_image(
@@ -105,7 +99,7 @@ def _load(content: bytes, max_pixels: int) -> Image.Image:
     image = identify(content)
     width, height = image.size
     if width * height > max_pixels:
-        raise UnreadableImage(
+        raise _unreadable(
             "too_many_pixels", f"{width} x {height} is more than max_pixels {max_pixels}"
         )
     try:
@@ -122,15 +116,19 @@ def identify(content: bytes) -> Image.Image:
         UnreadableImage: The bytes are no image.
     """
     if not content:
-        raise UnreadableImage("empty", "the file holds no bytes")
+        raise _unreadable("empty", "the file holds no bytes")
     try:
         return Image.open(io.BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise UnreadableImage("not_an_image", "no known image format starts like this") from error
+        raise _unreadable("not_an_image", "no known image format starts like this") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage("too_many_pixels", str(error)) from error
+        raise _unreadable("too_many_pixels", str(error)) from error
     except _DAMAGE as error:
         raise _damaged(error) from error
+
+
+def _unreadable(reason: DecodingFailure, detail: str) -> UnreadableImage:
+    return UnreadableImage(f"{reason}: {detail}", reason=reason)
 
 
 def _damaged(error: Exception) -> UnreadableImage:
@@ -138,7 +136,7 @@ def _damaged(error: Exception) -> UnreadableImage:
     is_cut_off = isinstance(error, (EOFError, struct.error)) or any(
         sign in text for sign in ("truncated", "unexpected end", "not enough", "eof")
     )
-    return UnreadableImage("truncated" if is_cut_off else "unreadable", str(error))
+    return _unreadable("truncated" if is_cut_off else "unreadable", str(error))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -182,7 +180,7 @@ def _from_wide(image: Image.Image) -> Image.Image:
     for _, strip in strips(image):
         values = np.asarray(strip)
         if not np.isfinite(values).all():
-            raise UnreadableImage("unreadable", "the image holds values that are not finite")
+            raise _unreadable("unreadable", "the image holds values that are not finite")
         low, high = min(low, float(values.min())), max(high, float(values.max()))
     is_16_bit = image.mode != "F" and low >= 0 and high <= 65_535
     factor = 255 / (high - low) if high > low else 0.0

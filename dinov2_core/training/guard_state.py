@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,7 +85,7 @@ class GuardState:
         )
 
     def after_rollback(self) -> Tensor:
-        """The record to go on with, instead of the checkpoint's."""
+        """The record to continue with, instead of the checkpoint's."""
         changed = self.record.clone()
         changed[1] += 1
         changed[2] *= self._settings.rollback_learning_rate_factor
@@ -118,18 +119,24 @@ class Diagnosis:
 
 
 @torch.no_grad()
-def findings_of(
-    model: StudentTeacher, *, crops: Tensor, ranks: Ranks
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Check the inputs of a non-finite step on every rank, where its losses are sums. Collective.
+def diagnose(
+    model: StudentTeacher,
+    *,
+    step: int,
+    numbers: tuple[NonFiniteNumber, ...],
+    crops: Tensor,
+    names_of: Callable[[int], tuple[str, ...]],
+    ranks: Ranks,
+) -> Diagnosis:
+    """Find where the numbers of a step stopped being finite. Collective.
 
     Args:
         model: Student and teacher.
+        step: The step, from 0.
+        numbers: Those that are not finite, of all ranks.
         crops: Global crops [2B, C, H, W] of this rank.
+        names_of: Sha256 of the images of a rank; asked of all ranks when none stands out.
         ranks: All of them.
-
-    Returns:
-        Sentences, and the ranks whose images are suspected; without a finding all ranks.
     """
     (features,) = model.teacher.backbone([crops])
     weights = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
@@ -144,7 +151,7 @@ def findings_of(
         what: tuple(rank for rank, bad in enumerate(table) if bad[i])
         for i, what in enumerate(checks)
     }
-    sentences = tuple(
+    findings = tuple(
         f"{what} are not finite on rank{'s' * (len(at) > 1)} {', '.join(map(str, at))}"
         for what, at in found.items()
         if at
@@ -152,7 +159,8 @@ def findings_of(
     suspects = found["pixels of the crops"] or found["features of the teacher"]
     if found["weights"] or not suspects:
         suspects = tuple(range(ranks.world_size))
-    return sentences, suspects
+    images = {rank: names_of(rank) for rank in suspects}
+    return Diagnosis(step=step, numbers=numbers, findings=findings, images=images)
 
 
 def collapse_warnings(

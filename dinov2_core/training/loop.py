@@ -24,22 +24,17 @@ from dinov2_core.distributed.checkpoint_writer import CheckpointWriter
 from dinov2_core.distributed.export import export_weights
 from dinov2_core.distributed.mesh import Ranks
 from dinov2_core.distributed.remote_checkpoints import RemoteCheckpoints, newest_on_all_nodes
-from dinov2_core.errors import NonFiniteLoss, SettingsError
+from dinov2_core.errors import SettingsError
 from dinov2_core.training.accumulation import accumulate_gradients
 from dinov2_core.training.assembly import adamw, shard_student_teacher
 from dinov2_core.training.batches import parts_of, pretrain_loader
-from dinov2_core.training.guard_state import Diagnosis, GuardState, findings_of
+from dinov2_core.training.guard_state import GuardState, diagnose
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.random_state import seed_step
 from dinov2_core.training.schedules import StepSchedule, schedule_at
 from dinov2_core.training.starting_weights import load_starting_weights
 from dinov2_core.training.step_clock import StepClock, StepTimes
-from dinov2_core.training.step_report import (
-    PendingNumbers,
-    StepNumbers,
-    StepReport,
-    gather_numbers,
-)
+from dinov2_core.training.step_report import PendingNumbers, StepNumbers, StepReport
 from dinov2_core.training.training_state import settings_identity, training_state
 from dinov2_core.training.update import update_or_skip
 from dinov2_core.vit.transformer import Features
@@ -64,8 +59,8 @@ class _TakenStep:
 class TrainingRun:
     """Student, teacher and optimizer of one run on this rank, at the step they have reached.
 
-    Every method is collective. A run resumed with the same number of ranks goes on bit for bit
-    on the CPU; with another number it sees the same global batches and drops other paths.
+    Every method is collective. A run resumed with the same number of ranks continues bit for
+    bit on the CPU; with another number it sees the same global batches and drops other paths.
 
     On CUDA the host never waits for the numbers of the step that it has just issued: the device
     decides whether to skip it, and the host reads its numbers, reports, and learns of a request to
@@ -116,8 +111,6 @@ class TrainingRun:
         self._build(None if newest else starting_weights)
         self.first_step = newest.step if newest else 0
         """Step that comes first, counted from 0; more than 0 when a checkpoint was resumed."""
-        self.resumed_from = newest.path if newest else None
-        """Checkpoint that the run continues."""
         self.num_steps_done = self.first_step
         """Optimizer steps issued, those before a restart included."""
         if newest is not None:
@@ -168,11 +161,7 @@ class TrainingRun:
                         self.num_steps_done += 1
                         while self._must_read(unread, must_stop=must_stop):
                             report, must_stop = self._report(
-                                unread.popleft(),
-                                loader=loader,
-                                started=started,
-                                must_stop=must_stop,
-                                is_newest=not unread,
+                                unread, loader=loader, started=started, must_stop=must_stop
                             )
                             yield report
                             started = time.perf_counter()
@@ -215,7 +204,7 @@ class TrainingRun:
         )
         clock.enter("optimizer")
         norms = self._model.clip_gradients(config.optimization.clip_norm)
-        numbers = gather_numbers(losses, norms=norms, must_stop=should_stop(), ranks=self._ranks)
+        numbers = PendingNumbers(losses, norms=norms, must_stop=should_stop(), ranks=self._ranks)
         is_skipped = numbers.is_non_finite
         update_or_skip(
             self._model,
@@ -241,14 +230,14 @@ class TrainingRun:
 
     def _report(
         self,
-        taken: _TakenStep,
+        unread: deque[_TakenStep],
         *,
         loader: PretrainLoader,
         started: float,
         must_stop: bool,
-        is_newest: bool,
     ) -> tuple[StepReport, bool]:
-        """Read and report a step, and whether the run must stop; raises if it cannot go on."""
+        """Report of the oldest step and whether to stop; raises if the run cannot continue."""
+        taken = unread.popleft()
         numbers, phase_seconds = taken.numbers.read(), taken.times.seconds()
         seconds = time.perf_counter() - started
         must_stop = must_stop or numbers.must_stop
@@ -265,26 +254,23 @@ class TrainingRun:
             data_seconds=taken.data_seconds,
             phase_seconds=phase_seconds,
             guards=guards,
-            writes_checkpoint=is_newest and self._is_checkpoint_due(must_stop=must_stop),
+            writes_checkpoint=not unread and self._is_checkpoint_due(must_stop=must_stop),
         )
         return report, must_stop
 
     def _diagnose(self, taken: _TakenStep, numbers: StepNumbers, *, loader: PretrainLoader) -> None:
         """Log why a step was skipped; raise if no rollback is left."""
-        findings, suspects = findings_of(
-            self._model, crops=torch.cat(taken.global_crops), ranks=self._ranks
-        )
-        diagnosis = Diagnosis(
+        diagnosis = diagnose(
+            self._model,
             step=taken.step,
             numbers=numbers.non_finite,
-            findings=findings,
-            images={rank: loader.image_names(taken.step, rank=rank) for rank in suspects},
+            crops=torch.cat(taken.global_crops),
+            names_of=lambda rank: loader.image_names(taken.step, rank=rank),
+            ranks=self._ranks,
         )
-        try:
-            self._guards.raise_if_exhausted(diagnosis)
-        except NonFiniteLoss:
+        if self._guards.must_roll_back:
             self.num_steps_done = taken.step
-            raise
+        self._guards.raise_if_exhausted(diagnosis)
         if self._ranks.is_main_rank:
             logger.warning("skipped: %s", diagnosis)
 

@@ -82,7 +82,7 @@ def _absent_heads(found: StartingWeights, *, model: StudentTeacher) -> list[str]
     """Heads of the model that the file lacks.
 
     Raises:
-        InputError: There are some and nothing says that they are to be trained first.
+        InputError: There are some, and no head warm-up is set.
     """
     heads = [name for name, _ in model.student.named_children() if name != "backbone"]
     absent = [head for head in heads if not found.has_head(head)]

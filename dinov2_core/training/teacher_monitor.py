@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,8 @@ from dinov2_core.distributed.mesh import Ranks
 from dinov2_core.errors import CollapsedFeatures
 from dinov2_core.evaluation.collapse import effective_rank
 from dinov2_core.evaluation.knn import knn_accuracies
-from dinov2_core.evaluation.labelled_set import LabelledPair
+from dinov2_core.evaluation.labelled_set import EncodedImage, LabelledPair, evenly_spaced
 from dinov2_core.evaluation.preprocessing import (
-    EncodedImage,
     Preprocessing,
     decode,
     normalise,
@@ -93,15 +93,16 @@ class TeacherMonitor:
         self._ranks = ranks
         self.preprocessing = _preprocessing(config)
         with ShardReader(images) as reader:
+            chosen = evenly_spaced(len(reader), config.guards.collapse.num_images)
             fixed = [
-                EncodedImage(name=reader.entry(i).sha256, content=reader.read(i))
-                for i in evenly_spaced(len(reader), config.guards.collapse.num_images)
+                EncodedImage(name=entry.sha256, content=partial(reader.read, number))
+                for number, entry in zip(chosen, reader.entries(chosen), strict=True)
             ]
-        self._fixed = self._shared(fixed)
-        self.displayed_images = _pixels(
-            [fixed[i] for i in evenly_spaced(len(fixed), NUM_DISPLAYED)], self.preprocessing
-        )
-        """Images for figures of patch tokens [n, S, S, C], uint8."""
+            self._fixed = self._shared(fixed)
+            self.displayed_images = _pixels(
+                [fixed[i] for i in evenly_spaced(len(fixed), NUM_DISPLAYED)], self.preprocessing
+            )
+            """Images for figures of patch tokens [n, S, S, C], uint8."""
         self._probe = probe
         sets = (probe.images.train, probe.images.test) if probe else ()
         self._labelled = [self._shared(part.images) for part in sets]
@@ -226,11 +227,6 @@ class _SharedImages:
         own = torch.cat(parts)  # [n, D]
         rows = self._ranks.gather(own.flatten()).view(-1, *own.shape)  # [world_size, n, D]
         return rows.transpose(0, 1).flatten(0, 1)[: self._num_images]
-
-
-def evenly_spaced(total: int, wanted: int) -> list[int]:
-    """At most so many of `total` positions, the first and the last among them."""
-    return [int(i) for i in np.linspace(0, total - 1, min(total, wanted)).round()]
 
 
 def _preprocessing(config: TrainingConfig) -> Preprocessing:

@@ -10,7 +10,7 @@ from pathlib import Path
 import docker
 from kfp import local
 
-from components.runtime.image_sources import fixed_part
+from components.runtime.image_sources.folder import fixed_part
 from components.runtime.uris import CACHE_VARIABLE, cache_directory
 from dinov2_core.errors import SettingsError
 from pipelines.local.kfp_execution import KfpRunner, start_containers_if

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from components.runtime.image_sources import ObjectSource, StoredObject, open_source
+from components.runtime.image_sources.opening import open_source
+from components.runtime.image_sources.source import ImageSource, StoredObject
 from components.runtime.progress import Reporter
 from components.runtime.registry import download_model, load_trusted, teacher_files
 from components.runtime.retry import QUICK, retrying_with
@@ -92,7 +93,7 @@ def embed_images(
 
 
 def _embed_batch(
-    model: EmbeddingModel, source: ObjectSource, items: Sequence[StoredObject]
+    model: EmbeddingModel, source: ImageSource, items: Sequence[StoredObject]
 ) -> list[Row]:
     results: list[NDArray[np.float32] | str] = []
     decoded: dict[int, Any] = {}

@@ -48,7 +48,7 @@ def test_few_frames_of_our_own_lie_between_main_and_the_dino_loss(
 ) -> None:
     context = RunContext(workdir=str(tmp_path), run_name="depth", tracking_uri="http://127.0.0.1:9")
     job = Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=context,
         directory=str(tmp_path / "stage"),

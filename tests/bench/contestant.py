@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def product(shards: Path) -> Iterator[Phases]:
                 taken = run._step(loader, should_stop=lambda: False)
                 run.num_steps_done += 1
                 report, _ = run._report(
-                    taken, loader=loader, started=started, must_stop=False, is_newest=True
+                    deque([taken]), loader=loader, started=started, must_stop=False
                 )
                 yield {"total": report.seconds, **report.phase_seconds}
 

@@ -17,7 +17,7 @@ from tests.golden.manifests import BARE, FULL
 @pytest.fixture
 def job(stage: TrainStage, tmp_path: Path) -> Job:
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage.model_copy(update={"topology": Topology(num_nodes=2, processes_per_node=4)}),
         context=RunContext(workdir=str(tmp_path), run_id="run-1", run_name="vits14"),
         directory=str(tmp_path / "stage"),

@@ -55,7 +55,7 @@ def job(stage: TrainStage, tmp_path: Path) -> Job:
     directory = tmp_path / "stage"
     context = RunContext(workdir=str(tmp_path), run_id="run-1", run_name="vits14")
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage.model_copy(update={"topology": Topology(num_nodes=2)}),
         context=context,
         directory=str(directory),

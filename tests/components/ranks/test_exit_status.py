@@ -26,7 +26,7 @@ RESULT = Result(
 @pytest.fixture
 def job(stage: TrainStage, tmp_path: Path) -> Job:
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=RunContext(workdir=str(tmp_path), run_name="test"),
         directory=str(tmp_path / "stage"),

@@ -22,7 +22,7 @@ def directory(request: pytest.FixtureRequest, s3: str, tmp_path: Path) -> str:
 def test_a_job_has_a_file_in_its_directory(directory: str, stage: TrainStage) -> None:
     workdir = directory.removesuffix("/stage")
     job = Job(
-        phase="finetune",
+        stage_name="finetune",
         stage=stage,
         context=RunContext(workdir=workdir, run_id="r", run_name="test"),
         directory=directory,

@@ -70,7 +70,7 @@ def test_a_cluster_s_launcher_makes_a_trainjob(
     location = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
     monkeypatch.setattr(location, str(file))
     job = Job(
-        phase="finetune",
+        stage_name="finetune",
         stage=stage,
         context=RunContext(workdir=str(tmp_path), run_id="run", run_name="test"),
         directory=str(tmp_path / "stage"),

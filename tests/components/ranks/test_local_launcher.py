@@ -28,7 +28,7 @@ def job(stage: TrainStage, dataset: DatasetManifest, context: RunContext, tmp_pa
     learning = stage.learning.model_copy(update={"optimization": short})
     topology = Topology(processes_per_node=2, threads_per_process=1, loader_threads=1)
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage.model_copy(update={"learning": learning, "topology": topology}),
         context=context,
         directory=str(tmp_path / "stage"),
@@ -67,7 +67,7 @@ def test_ranks_end_with_a_stage_that_lost_its_lease(
     s3: str, stage: TrainStage, tmp_path: Path
 ) -> None:
     job = SleepingJob(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=RunContext(workdir=str(tmp_path), run_name="test"),
         directory=str(tmp_path / "stage"),

@@ -33,7 +33,7 @@ sys.exit(main())
 @pytest.fixture
 def job(stage: TrainStage, tmp_path: Path) -> Job:
     job = Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=RunContext(workdir=str(tmp_path), run_name="test"),
         directory=str(tmp_path / "stage"),

@@ -26,8 +26,8 @@ from torch import Tensor
 import components.register.teacher_model as teacher_model
 from components.register.bundle import write_model_code
 from dinov2_core.errors import InputError
+from dinov2_core.evaluation.labelled_set import EncodedImage
 from dinov2_core.evaluation.preprocessing import (
-    EncodedImage,
     Preprocessing,
     decode,
     normalise,

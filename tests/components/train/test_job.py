@@ -22,7 +22,7 @@ def job(
 ) -> Job:
     workdir = str(tmp_path) if request.param == "disk" else "s3://pile/run"
     return Job(
-        phase="finetune",
+        stage_name="finetune",
         stage=stage,
         context=context.model_copy(update={"workdir": workdir}),
         directory=f"{workdir}/stage",

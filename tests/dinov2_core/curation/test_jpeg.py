@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from dinov2_core.curation.jpeg import MAX_SCANNED_PIXELS, has_too_many_scans, is_damaged_jpeg
-from dinov2_core.data.decoding import UnreadableImage, decode_image
+from dinov2_core.data.decoding import decode_image
+from dinov2_core.errors import UnreadableImage
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (15, 20, 3), dtype=np.uint8)
 PHOTO = Image.fromarray(PIXELS).resize((320, 240))

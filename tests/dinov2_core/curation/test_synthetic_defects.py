@@ -12,8 +12,8 @@ import pytest
 
 from dinov2_core.config.curation import SyntheticDefects
 from dinov2_core.curation.synthetic_defects import Kind, add_defects
-from dinov2_core.data.decoding import UnreadableImage, decode_image
-from dinov2_core.errors import SettingsError
+from dinov2_core.data.decoding import decode_image
+from dinov2_core.errors import SettingsError, UnreadableImage
 from tests.dinov2_core.curation.image_files import MemoryImages
 
 DEFECTS = SyntheticDefects(exact_copies=4, near_copies=30, leaks=6, corrupt=12)

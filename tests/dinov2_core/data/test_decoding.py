@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dinov2_core.data.decoding import (
-    UnreadableImage,
     decode_image,
     image_format,
     open_image,
     strips,
 )
+from dinov2_core.errors import UnreadableImage
 
 
 def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:

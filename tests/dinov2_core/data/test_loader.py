@@ -14,10 +14,10 @@ from PIL import Image
 
 from dinov2_core.config.augmentation import Crops, Masking
 from dinov2_core.data.batch import PretrainBatch
-from dinov2_core.data.decoding import UnreadableImage
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.masking import MaskRecipe
 from dinov2_core.data.shards import ShardReader, ShardWriter
+from dinov2_core.errors import UnreadableImage
 
 CROPS = Crops(global_crop_size_pixels=16, local_crop_size_pixels=8, num_local_crops=3)
 

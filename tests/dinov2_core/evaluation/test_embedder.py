@@ -12,8 +12,8 @@ from PIL import Image
 from dinov2_core.config.backbone import Backbone, Dimensions, TeacherConfig
 from dinov2_core.errors import InputError
 from dinov2_core.evaluation.embedder import TeacherEmbedder
+from dinov2_core.evaluation.labelled_set import EncodedImage
 from dinov2_core.evaluation.preprocessing import (
-    EncodedImage,
     Preprocessing,
     decode,
     normalise,

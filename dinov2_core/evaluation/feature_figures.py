@@ -1,8 +1,7 @@
-"""Pictures of frozen features: patch components, nearest neighbours, accuracies, a scatter."""
+"""Figures of frozen features: patch components, nearest neighbours, accuracies, a scatter."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -11,18 +10,27 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 from torch import Tensor
 
-_RIGHT, _WRONG, _QUIET, _INK = "#0072b2", "#d55e00", "#b8bec6", "#22262b"
+from dinov2_core.evaluation.figure_style import (
+    BLUE,
+    INK,
+    MUTED,
+    ORANGE,
+    PALE,
+    hide_axes,
+    new_figure,
+    show_image,
+    style_plot,
+)
+
 _MAX_SCATTER_CLASSES = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MeasuredAccuracy:
+class Accuracy:
     """One bar: how often one kind of classifier is right on one kind of features."""
 
     subject: str
@@ -30,7 +38,7 @@ class MeasuredAccuracy:
     measure: str
     """Which classifier, such as 20 nearest neighbours."""
     top1: float
-    """Share classified rightly, in [0, 1]."""
+    """Share classified correctly, in [0, 1]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +53,6 @@ class Retrieval:
     """[k, H, W, C]."""
     neighbour_classes: tuple[str, ...]
     """Their k class names."""
-
-
-def png_bytes(figure: Figure, *, dots_per_inch: int = 144) -> bytes:
-    """Return a figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dots_per_inch, facecolor="white")
-    return buffer.getvalue()
 
 
 def principal_components(features: Tensor, *, num_components: int) -> Tensor:
@@ -110,16 +111,14 @@ def patch_components_figure(
     maps = patch_component_maps(patches, grid_height=grid_height)
     num_columns = min(num_columns, len(images))
     num_rows = ceil(len(images) / num_columns)
-    figure = _figure(width=2.5 * num_columns, height=1.22 * num_rows + 0.62)
+    figure = new_figure(width=2.5 * num_columns, height=1.22 * num_rows + 0.62)
     axes = figure.subplots(
         num_rows, 3 * num_columns - 1, squeeze=False, width_ratios=_pairs(num_columns)
     )
-    for row in axes:
-        for cell in row:
-            cell.set_axis_off()
+    hide_axes(axes)
     for index, (image, colours) in enumerate(zip(images, maps, strict=True)):
         row, column = divmod(index, num_columns)
-        _show(axes[row, 3 * column], image)
+        show_image(axes[row, 3 * column], image)
         axes[row, 3 * column + 1].imshow(colours, interpolation="nearest")
     _headline(
         figure,
@@ -132,20 +131,21 @@ def patch_components_figure(
 def retrieval_figure(retrievals: Sequence[Retrieval]) -> Figure:
     """Draw each query, then its nearest neighbours framed by whether the class is the same."""
     num_neighbours = max(len(retrieval.neighbours) for retrieval in retrievals)
-    figure = _figure(width=1.12 * (num_neighbours + 1) + 0.5, height=1.3 * len(retrievals) + 0.75)
+    figure = new_figure(
+        width=1.12 * (num_neighbours + 1) + 0.5, height=1.3 * len(retrievals) + 0.75
+    )
     axes = figure.subplots(
         len(retrievals),
         num_neighbours + 2,
         squeeze=False,
         width_ratios=[1, 0.18, *[1] * num_neighbours],
     )
+    hide_axes(axes)
     for row, retrieval in zip(axes, retrievals, strict=True):
-        for cell in row:
-            cell.set_axis_off()
-        _framed(row[0], retrieval.query, name=retrieval.query_class, colour=_INK)
+        _framed(row[0], retrieval.query, name=retrieval.query_class, colour=INK)
         found = zip(retrieval.neighbours, retrieval.neighbour_classes, strict=True)
         for cell, (image, name) in zip(row[2:], found, strict=False):
-            colour = _RIGHT if name == retrieval.query_class else _WRONG
+            colour = BLUE if name == retrieval.query_class else ORANGE
             _framed(cell, image, name=name, colour=colour)
     _headline(
         figure,
@@ -155,28 +155,26 @@ def retrieval_figure(retrievals: Sequence[Retrieval]) -> Figure:
     return figure
 
 
-def accuracy_figure(accuracies: Sequence[MeasuredAccuracy]) -> Figure:
+def accuracy_figure(accuracies: Sequence[Accuracy]) -> Figure:
     """Draw one panel of bars per measure; the first subject stands out against the others."""
     subjects = list(dict.fromkeys(accuracy.subject for accuracy in accuracies))
     measures = list(dict.fromkeys(accuracy.measure for accuracy in accuracies))
-    figure = _figure(width=1.6 + 3.1 * len(measures), height=1.25 + 0.42 * len(subjects))
+    figure = new_figure(width=1.6 + 3.1 * len(measures), height=1.25 + 0.42 * len(subjects))
     axes = figure.subplots(1, len(measures), squeeze=False, sharey=True)[0]
     for cell, measure in zip(axes, measures, strict=True):
         bars = [accuracy for accuracy in accuracies if accuracy.measure == measure]
-        places = [subjects.index(bar.subject) for bar in bars]
-        colours = [_RIGHT if place == 0 else _QUIET for place in places]
-        cell.barh(places, [bar.top1 for bar in bars], height=0.68, color=colours)
-        for place, bar in zip(places, bars, strict=True):
-            cell.text(bar.top1 + 0.015, place, f"{100 * bar.top1:.1f} %", va="center", fontsize=9)
-        cell.set_title(measure, loc="left", fontsize=10, color=_INK, pad=9)
+        heights = [subjects.index(bar.subject) for bar in bars]
+        colours = [PALE if height else BLUE for height in heights]
+        cell.barh(heights, [bar.top1 for bar in bars], height=0.68, color=colours)
+        for height, bar in zip(heights, bars, strict=True):
+            cell.text(bar.top1 + 0.015, height, f"{100 * bar.top1:.1f} %", va="center", fontsize=9)
+        style_plot(cell, measure, spines=("left",))
         cell.set_xlim(0, 1.18)
         cell.set_xticks([])
-        cell.spines[["top", "right", "bottom"]].set_visible(False)
-        cell.spines["left"].set_color(_QUIET)
         cell.tick_params(axis="y", length=0)
     axes[0].set_yticks(range(len(subjects)), subjects)
     axes[0].invert_yaxis()
-    _headline(figure, "Accuracy on frozen features", "share of test images classified rightly")
+    _headline(figure, "Accuracy on frozen features", "share of test images classified correctly")
     return figure
 
 
@@ -191,7 +189,7 @@ def scatter_figure(
     total = (features.cpu().double() - features.cpu().double().mean(dim=0)).square().sum()
     shares = (components.square().sum(dim=0) / total).tolist()
     points = components.numpy()
-    figure = _figure(width=7.2, height=5.2)
+    figure = new_figure(width=7.2, height=5.2)
     axes = figure.subplots()
     counts = np.bincount(labels, minlength=len(classes))
     shown = sorted(np.argsort(-counts, kind="stable")[:_MAX_SCATTER_CLASSES].tolist())
@@ -199,16 +197,16 @@ def scatter_figure(
     if is_other.any():
         name = f"{len(classes) - len(shown)} other classes"
         axes.scatter(
-            points[is_other, 0], points[is_other, 1], s=9, color=_QUIET, linewidths=0, label=name
+            points[is_other, 0], points[is_other, 1], s=9, color=PALE, linewidths=0, label=name
         )
     palette = mpl.colormaps["tab10" if len(shown) <= 10 else "tab20"]
-    for place, label in enumerate(shown):
+    for number, label in enumerate(shown):
         chosen = points[labels == label]
         axes.scatter(
             chosen[:, 0],
             chosen[:, 1],
             s=11,
-            color=palette(place),
+            color=palette(number),
             alpha=0.75,
             linewidths=0,
             label=classes[label],
@@ -217,8 +215,7 @@ def scatter_figure(
     axes.set_ylabel(f"second component, {100 * shares[1]:.0f} %")
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_QUIET)
+    style_plot(axes, "", spines=("left", "bottom"))
     legend = figure.legend(loc="outside right center", frameon=False, fontsize=9, markerscale=2.2)
     for handle in filter(None, legend.legend_handles):
         handle.set_alpha(1)
@@ -226,16 +223,9 @@ def scatter_figure(
     return figure
 
 
-def _figure(*, width: float, height: float) -> Figure:
-    layout = ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.07)  # inches
-    figure = Figure(figsize=(width, height), layout=layout)
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _headline(figure: Figure, title: str, explanation: str) -> None:
     figure.suptitle(
-        f"{title}\n", x=_margin(figure), ha="left", fontsize=12, fontweight="bold", color=_INK
+        f"{title}\n", x=_margin(figure), ha="left", fontsize=12, fontweight="bold", color=INK
     )
     figure.text(
         _margin(figure),
@@ -243,7 +233,7 @@ def _headline(figure: Figure, title: str, explanation: str) -> None:
         explanation,
         va="top",
         fontsize=9,
-        color="#5b636d",
+        color=MUTED,
     )
 
 
@@ -257,15 +247,8 @@ def _pairs(num_columns: int) -> list[float]:
     return [1.0, 1.0, 0.15] * (num_columns - 1) + [1.0, 1.0]
 
 
-def _show(axes: Axes, image: NDArray[np.uint8]) -> None:
-    if image.shape[2] == 1:
-        axes.imshow(image[:, :, 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    else:
-        axes.imshow(image, interpolation="nearest")
-
-
 def _framed(axes: Axes, image: NDArray[np.uint8], *, name: str, colour: str) -> None:
-    _show(axes, image)
+    show_image(axes, image)
     axes.set_axis_on()
     axes.set_xticks([])
     axes.set_yticks([])

@@ -1,25 +1,32 @@
-"""Pictures of a training: curves, crops as the networks see them, patch tokens over time."""
+"""Figures of a training: curves, crops as the networks get them, patch tokens over time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#22262b")
-_QUIET, _INK = "#b8bec6", "#22262b"
-_HIDDEN = (0.72, 0.8, 0.9)
-"""Colour of a masked patch, through which a little of the image is seen."""
-_SEEN_THROUGH = 0.2
+from dinov2_core.evaluation.figure_style import (
+    INK,
+    MUTED,
+    PALE,
+    PALETTE,
+    hide_axes,
+    new_figure,
+    show_image,
+    style_plot,
+)
+
+_MASK_COLOUR = (0.72, 0.8, 0.9)
+_MASK_OPACITY = 0.8
 _MAX_POINTS = 400
 Rows = Sequence[tuple[int, Mapping[str, float]]]
 
@@ -49,7 +56,7 @@ def curves_figure(rows: Rows, *, panels: Sequence[Panel], num_columns: int = 3) 
         num_columns: Panels side by side.
     """
     num_rows = -(-len(panels) // num_columns)
-    figure = _figure(width=4.2 * num_columns, height=2.7 * num_rows)
+    figure = new_figure(width=4.2 * num_columns, height=2.7 * num_rows)
     axes = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
     last = max((step for step, _ in rows), default=0) + 1
     for cell, panel in zip(axes, panels, strict=False):
@@ -59,7 +66,7 @@ def curves_figure(rows: Rows, *, panels: Sequence[Panel], num_columns: int = 3) 
         if not drawn:
             cell.set_yticks([])
             cell.text(
-                0.5, 0.5, "not measured yet", transform=cell.transAxes, ha="center", color=_QUIET
+                0.5, 0.5, "not measured yet", transform=cell.transAxes, ha="center", color=PALE
             )
         elif panel.is_stacked:
             _stack(cell, drawn)
@@ -97,22 +104,21 @@ def crops_figure(
     """
     num_local = len(local_crops) // num_images
     columns = 4 + num_local
-    figure = _figure(width=1.25 * columns, height=1.25 * num_images + 0.35)
+    figure = new_figure(width=1.25 * columns, height=1.25 * num_images + 0.35)
     axes = figure.subplots(num_images, columns, squeeze=False)
-    for cell in axes.flatten():
-        cell.set_axis_off()
+    hide_axes(axes)
     for image in range(num_images):
         for crop in range(2):
             index = crop * num_images + image
-            whole = _rgb(global_crops[index])
-            axes[image, 2 * crop].imshow(whole)
-            axes[image, 2 * crop + 1].imshow(_masked(whole, masks[index]))
+            whole = global_crops[index]
+            show_image(axes[image, 2 * crop], whole)
+            show_image(axes[image, 2 * crop + 1], _masked(whole, masks[index]))
         for crop in range(num_local):
-            axes[image, 4 + crop].imshow(_rgb(local_crops[crop * num_images + image]))
+            show_image(axes[image, 4 + crop], local_crops[crop * num_images + image])
     titles = ["global 1", "as masked", "global 2", "as masked"]
     titles += [f"local {crop + 1}" for crop in range(num_local)]
     for cell, title in zip(axes[0], titles, strict=True):
-        cell.set_title(title, fontsize=9, color=_INK)
+        cell.set_title(title, fontsize=9, color=INK)
     return figure
 
 
@@ -158,71 +164,58 @@ def components_figure(
         components: By step, from `aligned_components`, oldest first; at least one.
     """
     columns = 1 + len(components)
-    figure = _figure(width=1.3 * columns, height=1.3 * len(images) + 0.35)
+    figure = new_figure(width=1.3 * columns, height=1.3 * len(images) + 0.35)
     axes = figure.subplots(len(images), columns, squeeze=False)
-    for cell in axes.flatten():
-        cell.set_axis_off()
-    axes[0, 0].set_title("image", fontsize=9, color=_INK)
+    hide_axes(axes)
+    axes[0, 0].set_title("image", fontsize=9, color=INK)
     for row, image in zip(axes, images, strict=True):
-        row[0].imshow(_rgb(image))
+        show_image(row[0], image)
     for column, (step, maps) in enumerate(components.items(), start=1):
         low, high = np.quantile(maps.reshape(-1, 3), (0.02, 0.98), axis=0)
         colours = np.clip((maps - low) / np.maximum(high - low, 1e-12), 0, 1)
-        axes[0, column].set_title(f"step {step:,}", fontsize=9, color=_INK)
+        axes[0, column].set_title(f"step {step:,}", fontsize=9, color=INK)
         for row, shown in zip(axes, colours, strict=True):
             row[column].imshow(shown, interpolation="nearest")
     return figure
 
 
-def _figure(*, width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.05))
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def _style(cell: Axes, title: str, *, last: int) -> None:
-    cell.set_title(title, loc="left", fontsize=10, color=_INK, pad=8)
+    style_plot(cell, title, spines=("left", "bottom"))
     cell.set_xlim(0, last)
     cell.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     cell.xaxis.set_major_formatter(
         lambda step, _: f"{step / 1000:g}k" if step >= 1e4 else f"{step:g}"
     )
-    cell.spines[["top", "right"]].set_visible(False)
-    cell.spines[["left", "bottom"]].set_color(_QUIET)
-    cell.tick_params(colors="#5b636d", labelsize=8, length=3)
+    cell.tick_params(colors=MUTED, labelsize=8, length=3)
     cell.grid(axis="y", color="#e8ebee", linewidth=0.8)
     cell.set_axisbelow(True)
 
 
 def _lines(cell: Axes, drawn: Mapping[str, NDArray[np.float64]], *, is_logarithmic: bool) -> None:
-    for (name, curve), colour in zip(drawn.items(), _COLOURS, strict=False):
+    for (name, curve), colour in zip(drawn.items(), cycle(PALETTE), strict=False):
         marker = "o" if len(curve) <= 40 else ""
         cell.plot(*curve.T, color=colour, linewidth=1.5, marker=marker, markersize=2.5, label=name)
     if is_logarithmic:
         cell.set_yscale("log")
     if len(drawn) > 1:
-        cell.legend(fontsize=8, frameon=False, labelcolor=_INK, handlelength=1.2, ncols=2)
+        cell.legend(fontsize=8, frameon=False, labelcolor=INK, handlelength=1.2, ncols=2)
 
 
 def _stack(cell: Axes, drawn: Mapping[str, NDArray[np.float64]]) -> None:
     steps = next(iter(drawn.values()))[:, 0]
     values = [np.interp(steps, *curve.T) for curve in drawn.values()]
-    cell.stackplot(steps, *values, labels=list(drawn), colors=_COLOURS, alpha=0.85, linewidth=0)
+    cell.stackplot(steps, *values, labels=list(drawn), colors=PALETTE, alpha=0.85, linewidth=0)
     cell.set_ylim(0, 1.25 * float(np.quantile(np.sum(values, axis=0), 0.98)))
     handles, labels = cell.get_legend_handles_labels()
     cell.legend(
-        handles, labels, fontsize=7.5, frameon=False, labelcolor=_INK, handlelength=1, ncols=3
+        handles, labels, fontsize=7.5, frameon=False, labelcolor=INK, handlelength=1, ncols=3
     )
-
-
-def _rgb(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
 
 
 def _masked(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Cover the patches [h, w] that are hidden from the student."""
     rows, columns = image.shape[0] // mask.shape[0], image.shape[1] // mask.shape[1]
     hidden = mask.repeat(rows, axis=0).repeat(columns, axis=1)[:, :, None]
-    cover = _SEEN_THROUGH * image + (1 - _SEEN_THROUGH) * 255 * np.array(_HIDDEN)
+    cover = (1 - _MASK_OPACITY) * image + _MASK_OPACITY * 255 * np.array(_MASK_COLOUR)
     shown: NDArray[np.uint8] = np.where(hidden, cover, image).astype(np.uint8)
     return shown

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinov2_core.evaluation.health_pictures import (
+from dinov2_core.evaluation.health_figures import (
     Panel,
     aligned_components,
     components_figure,

@@ -12,17 +12,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from dinov2_core.evaluation.pictures import (
-    MeasuredAccuracy,
+from dinov2_core.evaluation.feature_figures import (
+    Accuracy,
     Retrieval,
     accuracy_figure,
     patch_component_maps,
     patch_components_figure,
-    png_bytes,
     principal_components,
     retrieval_figure,
     scatter_figure,
 )
+from dinov2_core.evaluation.figure_style import png_bytes
 
 
 def normal(*shape: int) -> torch.Tensor:
@@ -102,9 +102,9 @@ def test_neighbours_are_framed_by_class() -> None:
 def test_bars_are_as_long_as_the_accuracies() -> None:
     figure = accuracy_figure(
         [
-            MeasuredAccuracy(subject="teacher", measure="kNN", top1=0.8),
-            MeasuredAccuracy(subject="raw pixels", measure="kNN", top1=0.5),
-            MeasuredAccuracy(subject="teacher", measure="logistic", top1=0.9),
+            Accuracy(subject="teacher", measure="kNN", top1=0.8),
+            Accuracy(subject="raw pixels", measure="kNN", top1=0.5),
+            Accuracy(subject="teacher", measure="logistic", top1=0.9),
         ]
     )
     bars = [[bar.get_width() for bar in axes.patches] for axes in figure.axes]
