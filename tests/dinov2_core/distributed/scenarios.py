@@ -50,6 +50,7 @@ from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.parameter_groups import apply_schedule
 from dinov2_core.training.schedules import schedule_at
+from dinov2_core.training.step_report import PendingNumbers
 from dinov2_core.training.training_state import training_state
 
 HEAD = Head(num_prototypes=40, bottleneck_dim=8, hidden_dim=24)
