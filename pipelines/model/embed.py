@@ -103,8 +103,6 @@ def _embed_batch(
             decoded[index] = model.decode(source.read(item))
         except (UnreadableImage, ObjectUnreadable) as error:
             reason = str(error)
-        except OSError as error:
-            reason = error.strerror or str(error)
         except MemoryError:
             reason = "does not fit into memory"
         results.append(reason)
