@@ -8,9 +8,8 @@ from pathlib import Path
 from components.curate.config import TimmEmbedding, TorchScriptEmbedding
 from components.runtime.image_sources.labelled import check_stray_files, read_labelled_set
 from components.runtime.image_sources.opening import open_source
-from components.runtime.mlflow_requests import check_reachable
 from components.runtime.retry import QUICK, retrying_with
-from components.runtime.storage import find_object, is_remote
+from components.runtime.uris import is_remote
 from components.train.config import is_weights_file, weights_file
 from dinov2_core.errors import LabelsMismatch, UserError
 from dinov2_core.evaluation.labelled_set import LabelledPair, LabelledSet
@@ -42,11 +41,19 @@ def _problems(spec: PipelineSpec) -> list[Problem]:
         problems += _image_problems(
             spec.curate.seed_retrieval.uri, path="curate.seed_retrieval.uri"
         )
-    try:
-        check_reachable(spec.tracking.uri)
-    except UserError as error:
-        problems.append(Problem(path="tracking.uri", value=None, message=str(error)))
+    if spec.tracking.uri:
+        problems += _tracking_problems(spec.tracking.uri)
     return problems
+
+
+def _tracking_problems(uri: str) -> list[Problem]:
+    from components.runtime.mlflow_requests import check_reachable  # MLflow takes seconds to load
+
+    try:
+        check_reachable(uri)
+    except UserError as error:
+        return [Problem(path="tracking.uri", value=None, message=str(error))]
+    return []
 
 
 def _image_problems(uri: str, *, path: str) -> list[Problem]:
@@ -138,9 +145,12 @@ def _weights_problems(source: str) -> list[Problem]:
     path = "pretrain.initial_weights"
     if source.startswith("timm:"):
         return _timm_problems(source.removeprefix("timm:"), path=path)
+    if not is_remote(source):
+        return []
+    from components.runtime.storage import find_object  # with the client of S3
+
     try:
-        if is_remote(source):
-            find_object(source)
+        find_object(source)
     except UserError as error:
         return [Problem(path=path, value=None, message=str(error))]
     return []

@@ -14,7 +14,7 @@ from typing import Self
 from components.runtime.metric_log import MetricLog, leave_note
 from components.runtime.retry import ONCE, retrying_with
 from components.runtime.tracking import StageRun
-from dinov2_core.errors import message_of, shows_traceback
+from dinov2_core.errors import TransientError, message_of, shows_traceback
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,8 @@ LONGEST_PAUSE_SECONDS = 60.0
 CLOSE_SECONDS = 60.0
 """Longest wait for the thread at the end of a training; a request may hang."""
 
-_WRITING, _SENDING, _REPORTING = "writing metrics", "sending metrics to MLflow", "the health page"
+_WRITING, _SENDING, _REPORTING = "writing metrics", "sending to MLflow", "the health page"
+_THREAD = "the thread that sends to MLflow"
 
 
 class BackgroundWork:
@@ -75,7 +76,7 @@ class BackgroundWork:
         self._closing.set()
         self._thread.join(timeout=self._close_seconds)
         self.flush()
-        self._attempt(_WRITING, lambda: leave_note(self._log))
+        self.attempt(_WRITING, lambda: leave_note(self._log))
         if self._log.has_unsent_rows:
             logger.warning(
                 "the last metrics are not in MLflow; %s keeps them, and the next run of this stage "
@@ -93,46 +94,26 @@ class BackgroundWork:
 
     def flush(self) -> None:
         """Write metrics to the disk, whatever the thread is doing."""
-        self._attempt(_WRITING, self._log.flush)
-        if not self._thread.is_alive() and not self._closing.is_set():
-            self._attempt(_SENDING, self._raise_without_thread)
+        self.attempt(_WRITING, self._log.flush)
+        has_ended = not self._thread.is_alive() and not self._closing.is_set()
+        if has_ended and _THREAD not in self._failing:
+            self._failing.add(_THREAD)
+            logger.error("%s has ended; metrics are kept in %s alone", _THREAD, self._log.path)
 
     def rewind(self, step: int) -> None:
         """Remove a step and those after it from the log."""
-        self._attempt(_WRITING, lambda: self._log.rewind(step))
+        self.attempt(_WRITING, lambda: self._log.rewind(step))
 
-    def _repeat(self) -> None:
-        while not self._closing.wait(self._interval_seconds):
-            self._do_all()
-        self._next_attempt = 0.0
-        self._do_all()
+    def attempt(self, activity: str, work: Callable[[], None]) -> bool:
+        """Do something now that may fail; a failure is logged unless the one before failed too.
 
-    def _do_all(self) -> None:
-        self._attempt(_WRITING, self._log.flush)
-        while not self._tasks.empty():
-            self._attempt(_REPORTING, self._tasks.get())
-        if time.monotonic() < self._next_attempt:
-            return
-        if self._attempt(_SENDING, self._send):
-            self._pause_seconds = self._interval_seconds
-        else:
-            self._next_attempt = time.monotonic() + self._pause_seconds
-            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        Args:
+            activity: What is done, for the log.
+            work: Does it.
 
-    def _send(self) -> None:
-        with retrying_with(ONCE):
-            if self._run is None:
-                self._run = self._open_run()
-            self._log.send(self._run)
-            for name, log in list(self._uploads.items()):
-                log(self._run)
-                del self._uploads[name]
-
-    def _raise_without_thread(self) -> None:
-        raise RuntimeError("the thread that sends them has ended")
-
-    def _attempt(self, activity: str, work: Callable[[], None]) -> bool:
-        """Whether some work succeeded; a failure is logged unless the one before failed too."""
+        Returns:
+            Whether it succeeded.
+        """
         try:
             work()
         except Exception as error:
@@ -149,6 +130,37 @@ class BackgroundWork:
             self._failing.discard(activity)
             logger.info("%s works again", activity)
         return True
+
+    def _repeat(self) -> None:
+        while not self._closing.wait(self._interval_seconds):
+            self._do_all()
+        self._next_attempt = 0.0
+        self._do_all()
+
+    def _do_all(self) -> None:
+        self.attempt(_WRITING, self._log.flush)
+        while not self._tasks.empty():
+            self.attempt(_REPORTING, self._tasks.get())
+        if time.monotonic() < self._next_attempt:
+            return
+        if self.attempt(_SENDING, self._send):
+            self._pause_seconds = self._interval_seconds
+        else:
+            self._next_attempt = time.monotonic() + self._pause_seconds
+            self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+
+    def _send(self) -> None:
+        with retrying_with(ONCE):
+            if self._run is None:
+                self._run = self._open_run()
+            self._log.send(self._run)
+            for name in list(self._uploads):
+                log = self._uploads.pop(name)
+                try:
+                    log(self._run)
+                except TransientError:
+                    self._uploads.setdefault(name, log)
+                    raise
 
     def _reason(self, error: Exception) -> str:
         if not isinstance(error, OSError):

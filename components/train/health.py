@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,14 +40,7 @@ MAX_SHARE = 0.05
 NUM_CROPPED = 4
 NUM_SHOWN_STEPS = 8
 """Steps at which the patch tokens are shown: the first, the last and some between them."""
-PANELS = (
-    Panel(
-        title="losses",
-        curves={
-            f"loss/{name}": name.replace("_", " ")
-            for name in ("total", "dino_global", "dino_local", "ibot", "koleo")
-        },
-    ),
+OTHER_PANELS = (
     Panel(title="teacher entropy, nats", curves={"teacher/entropy": "entropy"}),
     Panel(
         title="distinct best prototypes per cls token",
@@ -166,7 +159,7 @@ class HealthPage:
                 name="curves",
                 title="Curves",
                 explanation="Over optimizer steps; where there are many, each point is a mean.",
-                png=png_bytes(curves_figure(self._history.rows(), panels=PANELS)),
+                png=png_bytes(self._curves()),
             ),
             Section(
                 name="crops",
@@ -184,6 +177,10 @@ class HealthPage:
                 png=png_bytes(self._components(num_steps_done, patch_tokens)),
             ),
         )
+
+    def _curves(self) -> Figure:
+        panels = (loss_panel(self._history.latest), *OTHER_PANELS)
+        return curves_figure(self._history.rows(), panels=panels)
 
     def _facts(self, *, num_steps_done: int) -> dict[str, str]:
         latest = self._history.latest
@@ -245,6 +242,12 @@ class HealthPage:
                 for i in evenly_spaced(len(steps), NUM_SHOWN_STEPS)
             },
         )
+
+
+def loss_panel(metrics: Iterable[str]) -> Panel:
+    """Curves of the total and of every loss term among the metrics."""
+    names = [name.removeprefix("loss/") for name in metrics if name.startswith("loss/")]
+    return Panel(title="losses", curves={f"loss/{n}": n.replace("_", " ") for n in names})
 
 
 def page_of(

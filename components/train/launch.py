@@ -96,7 +96,7 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
 
     Raises:
         SettingsError: A batch has more images than the data set.
-        InputError: A probe has no labelled images.
+        InputError: The probe has no labelled images.
     """
     batch = config.learning.optimization.global_batch_size
     if batch > dataset.num_kept:
@@ -105,9 +105,11 @@ def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
             f"images that curation kept; choose at most {dataset.num_kept}, or give more images"
         )
     probe = config.probe
-    for uri in (probe.train, probe.test) if probe else ():
-        if uri:
+    for uri in filter(None, (probe.train, probe.test) if probe else ()):
+        try:
             read_labelled_set(uri)
+        except InputError as error:
+            raise InputError(f"pretrain.probe: {error}") from error
 
 
 def starting_weights(

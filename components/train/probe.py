@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from components.runtime.image_sources.labelled import read_labelled_pair, read_labelled_set
 from components.train.config import Probe
-from dinov2_core.errors import InputError
 from dinov2_core.evaluation.labelled_set import LabelledPair
 from dinov2_core.training.teacher_monitor import KnnProbe
 
@@ -16,7 +15,7 @@ def knn_probe(settings: Probe) -> KnnProbe:
     """The probe of some settings, with its images.
 
     Raises:
-        InputError: There are too few images, or they cannot be read.
+        InputError: There are fewer than two classes, or the images cannot be read.
     """
     pair = _labelled_pair(settings)
     return KnnProbe(
@@ -35,10 +34,5 @@ def _labelled_pair(settings: Probe) -> LabelledPair:
         return read_labelled_pair(train=settings.train, test=settings.test)
     labelled = read_labelled_set(settings.train)
     held_out = range(0, len(labelled), HELD_OUT)
-    kept = sorted(set(range(len(labelled))) - set(held_out))
-    if not kept:
-        raise InputError(
-            f"probe.train {settings.train} has {len(labelled)} images, of which one in {HELD_OUT} "
-            "is held out; give more images, or a probe.test"
-        )
-    return LabelledPair(train=labelled.subset(kept), test=labelled.subset(list(held_out)))
+    kept = [number for number in range(len(labelled)) if number % HELD_OUT]
+    return LabelledPair(train=labelled.subset(kept), test=labelled.subset(held_out))

@@ -109,7 +109,7 @@ class TrainingReporter:
         has_event = is_retaken or has_warned or report.guards.is_skipped or report.writes_checkpoint
         if has_event or measured or report.step % self._interval_steps == 0:
             self._log.add(report.step, metrics_of(report) | measured)
-        self._show(report)
+        self._background.attempt("writing the progress", lambda: self._show(report))
         if patch_tokens is not None:
             self._background.flush()
             self._background.run(

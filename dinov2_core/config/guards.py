@@ -28,8 +28,7 @@ class CollapseWatch(Frozen):
     min_teacher_entropy_nats: float = Field(0.01, ge=0)
     """Least mean entropy of the teacher's targets; 0 nats is one-hot for every image."""
     max_teacher_entropy_share: float = Field(0.999, gt=0, le=1)
-    """Largest mean entropy as a share of log K; 1 is the same
-    target for all images."""
+    """Largest mean entropy as a share of log K; 1 is the uniform target for every image."""
     min_prototype_usage: float = Field(0.01, ge=0, le=1)
     """Least share of distinct best prototypes among a rank's cls tokens; one token in M global
     crops is 1 / M, so that small batches need a larger value."""

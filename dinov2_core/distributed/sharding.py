@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, assert_never
 
 import torch
@@ -60,17 +60,15 @@ def shard_student(
             gradients stay fp32.
         execution: Whether blocks are recomputed in the backward pass and compiled.
     """
+    shard = partial(fully_shard, mesh=mesh, mp_policy=_policy(precision))
     for block in blocks:
         _recompute(block, activations=execution.recomputes_activations)
-    _shard(
-        parts,
-        blocks=blocks,
-        mesh=mesh,
-        policy=_policy(precision),
-        compiles=execution.compiles_blocks,
-        frees_blocks=mesh[SHARD_DIMENSION].size() > 1,
-        frees_parts=False,
-    )
+        _compile(block, execution=execution)
+        shard(block, reshard_after_forward=mesh[SHARD_DIMENSION].size() > 1)
+    for part in parts:
+        shard(part, reshard_after_forward=False)
+    if mesh.device_type == "cuda":
+        prefetch(list(blocks))
 
 
 def shard_teacher(
@@ -94,34 +92,12 @@ def shard_teacher(
         precision: Type of gathered parameters and of the computation.
         execution: Whether blocks are compiled; nothing is recomputed without a backward pass.
     """
-    _shard(
-        parts,
-        blocks=blocks,
-        mesh=mesh,
-        policy=_policy(precision),
-        compiles=execution.compiles_blocks,
-        frees_blocks=True,
-        frees_parts=True,
-    )
-
-
-def _shard(
-    parts: Iterable[nn.Module],
-    *,
-    blocks: nn.ModuleList,
-    mesh: DeviceMesh,
-    policy: MixedPrecisionPolicy,
-    compiles: bool,
-    frees_blocks: bool,
-    frees_parts: bool,
-) -> None:
-    """Shard blocks, then parts; what is compiled lacks the hooks, so that blocks share code."""
+    shard = partial(fully_shard, mesh=mesh, mp_policy=_policy(precision))
     for block in blocks:
-        if compiles:
-            block.forward = torch.compile(block.forward)
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=frees_blocks)
+        _compile(block, execution=execution)
+        shard(block, reshard_after_forward=True)
     for part in parts:
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=frees_parts)
+        shard(part, reshard_after_forward=True)
     if mesh.device_type == "cuda":
         prefetch(list(blocks))
 
@@ -160,7 +136,7 @@ def _recompute(block: nn.Module, *, activations: Recomputation) -> None:
             options = {"context_fn": _selective_contexts}
         case _:
             assert_never(activations)
-    block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **options)
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
 
 
 def _selective_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -174,6 +150,12 @@ def _keep_costly(_context: object, operator: object, *_args: object, **_kw: obje
     library = getattr(operator, "namespace", "")
     is_kept = operator in _KEPT_OPERATORS or library in _ATTENTION_LIBRARIES
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _compile(block: nn.Module, *, execution: Execution) -> None:
+    """Compile the computation without the hooks that gather parameters; blocks share the code."""
+    if execution.compiles_blocks:
+        block.forward = torch.compile(block.forward)
 
 
 def _policy(precision: Precision) -> MixedPrecisionPolicy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -191,7 +192,7 @@ def _style(cell: Axes, title: str, *, last: int) -> None:
 
 
 def _lines(cell: Axes, drawn: Mapping[str, NDArray[np.float64]], *, is_logarithmic: bool) -> None:
-    for (name, curve), colour in zip(drawn.items(), PALETTE, strict=False):
+    for (name, curve), colour in zip(drawn.items(), cycle(PALETTE), strict=False):
         marker = "o" if len(curve) <= 40 else ""
         cell.plot(*curve.T, color=colour, linewidth=1.5, marker=marker, markersize=2.5, label=name)
     if is_logarithmic:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 
 import torch
@@ -42,64 +41,41 @@ def accumulate_gradients(
         before_backward: Called before every backward pass.
     """
     targets = model.teacher_targets(parts, temperature=teacher_temperature)
-    coupled = _coupled_ahead(model, parts) if len(parts) > 1 else None
+    wholes = _whole_batches(model, parts) if len(parts) > 1 else [None]
     by_part: list[dict[str, Tensor]] = []
-    for number, (part, own) in enumerate(zip(parts, targets.split(parts), strict=True)):
-        reduce_gradients(model.student.children(), enabled=number == len(parts) - 1)
-        losses = model(part, targets=own, whole=coupled and coupled.for_part(number))
+    for part, own, whole in zip(parts, targets.split(parts), wholes, strict=True):
+        reduce_gradients(model.student.children(), enabled=part is parts[-1])
+        if whole and whole.random_state:
+            whole.random_state.restore()
+        losses = model(part, targets=own, whole=whole)
         before_backward()
         torch.autograd.backward(losses.objective)
         by_part.append(losses.by_name)
-    is_whole = {name for term in (coupled.losses if coupled else ()) for name in term}
+    is_coupled = {name for term in (wholes[0].coupled if wholes[0] else ()) for name in term}
     terms = {
-        name: loss if name in is_whole else torch.stack([part[name] for part in by_part]).mean()
+        name: loss if name in is_coupled else torch.stack([part[name] for part in by_part]).mean()
         for name, loss in by_part[0].items()
     }
     return losses_of(terms, targets=targets)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _CoupledAhead:
-    """The coupled terms of the whole batch before any part has a graph."""
-
-    losses: tuple[dict[str, Tensor], ...]
-    """As in `WholeBatch`."""
-    gradients: Sequence[Tensor | None]
-    """Of each part, as in `WholeBatch`."""
-    states: list[RandomState]
-    """Of the random generators before each part's forward pass; empty without coupled terms."""
-
-    def for_part(self, number: int) -> WholeBatch:
-        """What a part must know; the next forward pass repeats its dropped paths."""
-        if self.states:
-            self.states[number].restore()
-        return WholeBatch(
-            num_parts=len(self.gradients),
-            coupled=self.losses,
-            cls_gradient=self.gradients[number],
-        )
-
-
-def _coupled_ahead(model: StudentTeacher, parts: Sequence[PretrainBatch]) -> _CoupledAhead:
+def _whole_batches(model: StudentTeacher, parts: Sequence[PretrainBatch]) -> list[WholeBatch]:
+    """For each part, the coupled terms of the whole batch, computed before any has a graph."""
     terms = [term for term in model.terms if isinstance(term, CoupledTerm)]
     if not terms:
-        return _CoupledAhead(losses=(), gradients=[None for _ in parts], states=[])
-    device = parts[0].global_crops.device
+        return [WholeBatch(num_parts=len(parts)) for _ in parts]
     states, leaves = [], []
     for part in parts:
-        states.append(RandomState.now(device))
+        states.append(RandomState.now(part.global_crops.device))
         with torch.no_grad():
             leaves.append(model.student_features(part)[0].cls.float())
     halves = [tokens.requires_grad_().chunk(2) for tokens in leaves]
-    whole = torch.cat([half[crop] for crop in (0, 1) for half in halves])
-    losses = [term.losses(whole) for term in terms]
-    weighted = [
-        term.weight * loss
-        for term, by_name in zip(terms, losses, strict=True)
-        for loss in by_name.values()
+    cls_tokens = torch.cat([half[crop] for crop in (0, 1) for half in halves])
+    losses = [term.losses(cls_tokens) for term in terms]
+    weighted = [t.weight * x for t, own in zip(terms, losses, strict=True) for x in own.values()]
+    gradients = torch.autograd.grad(reduce(torch.add, weighted), leaves)
+    coupled = tuple({name: loss.detach() for name, loss in own.items()} for own in losses)
+    return [
+        WholeBatch(num_parts=len(parts), coupled=coupled, cls_gradient=gradient, random_state=state)
+        for gradient, state in zip(gradients, states, strict=True)
     ]
-    return _CoupledAhead(
-        losses=tuple({name: loss.detach() for name, loss in one.items()} for one in losses),
-        gradients=torch.autograd.grad(reduce(torch.add, weighted), leaves),
-        states=states,
-    )

@@ -118,6 +118,7 @@ class Diagnosis:
         return "; ".join(parts)
 
 
+@torch.no_grad()
 def diagnose(
     model: StudentTeacher,
     *,
@@ -134,19 +135,9 @@ def diagnose(
         step: The step, from 0.
         numbers: Those that are not finite, of all ranks.
         crops: Global crops [2B, C, H, W] of this rank.
-        names_of: Sha256 of the images of a rank.
+        names_of: Sha256 of the images of a rank; asked of all ranks when none stands out.
         ranks: All of them.
     """
-    findings, suspects = _findings(model, crops=crops, ranks=ranks)
-    images = {rank: names_of(rank) for rank in suspects}
-    return Diagnosis(step=step, numbers=numbers, findings=findings, images=images)
-
-
-@torch.no_grad()
-def _findings(
-    model: StudentTeacher, *, crops: Tensor, ranks: Ranks
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Sentences, and the ranks whose images are suspected: without a finding all ranks."""
     (features,) = model.teacher.backbone([crops])
     weights = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
     checks = {
@@ -160,7 +151,7 @@ def _findings(
         what: tuple(rank for rank, bad in enumerate(table) if bad[i])
         for i, what in enumerate(checks)
     }
-    sentences = tuple(
+    findings = tuple(
         f"{what} are not finite on rank{'s' * (len(at) > 1)} {', '.join(map(str, at))}"
         for what, at in found.items()
         if at
@@ -168,7 +159,8 @@ def _findings(
     suspects = found["pixels of the crops"] or found["features of the teacher"]
     if found["weights"] or not suspects:
         suspects = tuple(range(ranks.world_size))
-    return sentences, suspects
+    images = {rank: names_of(rank) for rank in suspects}
+    return Diagnosis(step=step, numbers=numbers, findings=findings, images=images)
 
 
 def collapse_warnings(

@@ -34,12 +34,7 @@ from dinov2_core.training.random_state import seed_step
 from dinov2_core.training.schedules import StepSchedule, schedule_at
 from dinov2_core.training.starting_weights import load_starting_weights
 from dinov2_core.training.step_clock import StepClock, StepTimes
-from dinov2_core.training.step_report import (
-    PendingNumbers,
-    StepNumbers,
-    StepReport,
-    gather_numbers,
-)
+from dinov2_core.training.step_report import PendingNumbers, StepNumbers, StepReport
 from dinov2_core.training.training_state import settings_identity, training_state
 from dinov2_core.training.update import update_or_skip
 from dinov2_core.vit.transformer import Features
@@ -209,7 +204,7 @@ class TrainingRun:
         )
         clock.enter("optimizer")
         norms = self._model.clip_gradients(config.optimization.clip_norm)
-        numbers = gather_numbers(losses, norms=norms, must_stop=should_stop(), ranks=self._ranks)
+        numbers = PendingNumbers(losses, norms=norms, must_stop=should_stop(), ranks=self._ranks)
         is_skipped = numbers.is_non_finite
         update_or_skip(
             self._model,

@@ -82,13 +82,23 @@ class StepNumbers:
 class PendingNumbers:
     """A step's numbers on their way to the host; on CUDA nothing waits for them until `read`.
 
+    Making them is collective: losses and requests to stop are exchanged between the ranks.
+
     Args:
-        rows: Numbers of every rank [world_size, n]: losses, gradient norms, 1 if asked to stop.
-        loss_names: Names of the first columns.
-        norm_names: Names of the next ones.
+        losses: Of this rank.
+        norms: Gradient norms, already those of all ranks.
+        must_stop: Whether this rank was asked to stop.
+        ranks: All of them.
     """
 
-    def __init__(self, rows: Tensor, *, loss_names: list[str], norm_names: list[str]) -> None:
+    def __init__(
+        self, losses: Losses, *, norms: dict[str, Tensor], must_stop: bool, ranks: Ranks
+    ) -> None:
+        by_name = losses.by_name()
+        self._loss_names, self._norm_names = list(by_name), list(norms)
+        wish = losses.total.new_full((), float(must_stop))
+        row = torch.stack([*(n.float() for n in (*by_name.values(), *norms.values())), wish])
+        rows = ranks.gather(row)  # [world_size, n]
         self.is_non_finite: Tensor = rows.isfinite().all().logical_not()
         """Scalar bool on the device, the same on every rank: the step must change nothing."""
         self._rows = rows.to("cpu", non_blocking=True)  # pinned memory
@@ -96,8 +106,6 @@ class PendingNumbers:
         if rows.is_cuda:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
-        self._loss_names = loss_names
-        self._norm_names = norm_names
 
     def read(self) -> StepNumbers:
         """The numbers; waits until the device has computed and copied them."""
@@ -105,11 +113,12 @@ class PendingNumbers:
             self._copied.synchronize()
         rows: list[list[float]] = self._rows.tolist()
         names = [*self._loss_names, *(f"gradient norm of {name}" for name in self._norm_names)]
-        num_losses = len(self._loss_names)
         means = [sum(values) / len(rows) for values in zip(*rows, strict=True)]
         return StepNumbers(
-            losses=dict(zip(self._loss_names, means[:num_losses], strict=True)),
-            gradient_norms=dict(zip(self._norm_names, means[num_losses:-1], strict=True)),
+            losses=dict(zip(self._loss_names, means, strict=False)),
+            gradient_norms=dict(
+                zip(self._norm_names, means[len(self._loss_names) :], strict=False)
+            ),
             must_stop=any(values[-1] > 0 for values in rows),
             non_finite=tuple(
                 NonFiniteNumber(name=name, value=value, rank=rank)
@@ -118,20 +127,3 @@ class PendingNumbers:
                 if not math.isfinite(value)
             ),
         )
-
-
-def gather_numbers(
-    losses: Losses, *, norms: dict[str, Tensor], must_stop: bool, ranks: Ranks
-) -> PendingNumbers:
-    """Exchange losses and requests to stop between the ranks. Collective.
-
-    Args:
-        losses: Of this rank.
-        norms: Gradient norms, already those of all ranks.
-        must_stop: Whether this rank was asked to stop.
-        ranks: All of them.
-    """
-    by_name = losses.by_name()
-    wish = losses.total.new_full((), float(must_stop))
-    row = torch.stack([*(n.float() for n in (*by_name.values(), *norms.values())), wish])
-    return PendingNumbers(ranks.gather(row), loss_names=list(by_name), norm_names=list(norms))

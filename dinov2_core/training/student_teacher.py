@@ -19,6 +19,7 @@ from dinov2_core.heads import DINOHead, HeadOutput
 from dinov2_core.losses.terms import CoupledTerm, LossInputs, MeanTerm, Predictions
 from dinov2_core.models import build_backbone, build_head
 from dinov2_core.training.objective import TeacherTargets, loss_terms, target_assignment
+from dinov2_core.training.random_state import RandomState
 from dinov2_core.vit.transformer import Features
 
 
@@ -28,11 +29,13 @@ class WholeBatch:
 
     num_parts: int
     """Equal parts of the batch."""
-    coupled: tuple[dict[str, Tensor], ...]
+    coupled: tuple[dict[str, Tensor], ...] = ()
     """Losses of each coupled term without weight and graph, in the order of the terms."""
-    cls_gradient: Tensor | None
+    cls_gradient: Tensor | None = None
     """Gradient of their weighted sum with respect to the part's cls tokens, [2b, D] float32; None
     without coupled terms."""
+    random_state: RandomState | None = None
+    """From before the first forward pass of the part, so that a second one drops the same paths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

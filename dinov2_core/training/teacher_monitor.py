@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,15 +93,16 @@ class TeacherMonitor:
         self._ranks = ranks
         self.preprocessing = _preprocessing(config)
         with ShardReader(images) as reader:
+            chosen = evenly_spaced(len(reader), config.guards.collapse.num_images)
             fixed = [
-                EncodedImage(name=reader.entry(i).sha256, content=reader.read(i))
-                for i in evenly_spaced(len(reader), config.guards.collapse.num_images)
+                EncodedImage(name=entry.sha256, content=partial(reader.read, number))
+                for number, entry in zip(chosen, reader.entries(chosen), strict=True)
             ]
-        self._fixed = self._shared(fixed)
-        self.displayed_images = _pixels(
-            [fixed[i] for i in evenly_spaced(len(fixed), NUM_DISPLAYED)], self.preprocessing
-        )
-        """Images for figures of patch tokens [n, S, S, C], uint8."""
+            self._fixed = self._shared(fixed)
+            self.displayed_images = _pixels(
+                [fixed[i] for i in evenly_spaced(len(fixed), NUM_DISPLAYED)], self.preprocessing
+            )
+            """Images for figures of patch tokens [n, S, S, C], uint8."""
         self._probe = probe
         sets = (probe.images.train, probe.images.test) if probe else ()
         self._labelled = [self._shared(part.images) for part in sets]

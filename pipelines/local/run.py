@@ -16,7 +16,7 @@ from components.runtime.interrupts import StopRequests
 from components.runtime.mlflow_requests import check_reachable
 from components.runtime.storage import delete, join_uri, upload
 from components.runtime.tracking import Status, Tracker
-from dinov2_core.errors import TrackingRefused, TrackingUnavailable
+from dinov2_core.errors import LeaseLost, TrackingRefused, TrackingUnavailable
 from pipelines.graph.dinov2 import compile_pipeline
 from pipelines.local.display import RunDisplay, read_progress
 from pipelines.local.docker_containers import DockerContainers
@@ -144,13 +144,17 @@ def _execute(
         thread = threading.Thread(target=work, name="pipeline", daemon=True)
         if not stop.count:
             thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            display.refresh()
-            if stop.count:
-                stages.interrupt()
-            if stop.count > 1:
-                stages.kill()
+        try:
+            while thread.is_alive():
+                thread.join(POLL_SECONDS)
+                display.refresh()
+                if stop.count:
+                    stages.interrupt()
+                if stop.count > 1:
+                    stages.kill()
+        except LeaseLost:  # another run works here now
+            stages.kill()
+            raise
         for failure in failures:
             file.write(f"{type(failure).__name__}: {failure}\n")
     last = read_progress(context.progress_directory, list(STAGES)[-1])

@@ -45,7 +45,9 @@ def exclusive_workdir(workdir: str) -> Iterator[None]:
     """Make the work directory and keep other runs out of it.
 
     Raises:
-        SettingsError: It cannot be written to, or another run is using it.
+        SettingsError: It cannot be written to, or another run of this machine is using it.
+        InputError: A run of another machine is using it.
+        LeaseLost: A run of another machine has taken it meanwhile.
         StoreUnavailable, StoreRefused: The store does not answer, or refuses.
     """
     advice = "choose another with --workdir"
@@ -67,7 +69,8 @@ def exclusive_workdir(workdir: str) -> Iterator[None]:
         if not is_remote(workdir):
             yield
             return
-        with leased(join_uri(workdir, "lease.json"), owner=f"machine {socket.gethostname()}"):
+        owner = f"machine {socket.gethostname()}"
+        with leased(join_uri(workdir, "lease.json"), owner=owner, waits_for_owner=True):
             yield
 
 

@@ -18,9 +18,6 @@ import pyarrow.parquet as parquet
 from components.runtime.image_sources.source import Label, StoredObject
 from dinov2_core.errors import InputError
 
-MAGIC = b"PAR1"
-"""First bytes of a Parquet file: its name may end in anything."""
-
 BATCH_ROWS = 16
 """Rows that are decoded at a time."""
 NUM_BATCHES = 3

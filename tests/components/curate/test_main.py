@@ -144,7 +144,7 @@ def test_ranks_that_cannot_be_started_are_refused_before_work(
         return flags(folder, tmp_path / "o", context, defects={}, embedding_topology=topology)
 
     with pytest.raises(
-        ValueError, match=r"curate\.embedding_topology\.num_nodes 2 needs a cluster launcher"
+        SettingsError, match=r"curate\.embedding_topology\.num_nodes 2 needs a cluster launcher"
     ):
         main(given(num_nodes=2))
     with pytest.raises(SettingsError, match="num_replicas 2 has no effect"):

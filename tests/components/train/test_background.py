@@ -118,10 +118,23 @@ def test_a_server_that_comes_back_gets_everything_and_is_warned_of_once(
         wait_for(lambda: server.num_requests >= 3)
         server.is_down = False
     assert server.steps == [0, 1, 99]
-    assert caplog.text.count("sending metrics to MLflow failed: MLflow at http://host") == 1
+    assert caplog.text.count("sending to MLflow failed: MLflow at http://host") == 1
     assert "hunter2" not in caplog.text
-    assert caplog.text.count("sending metrics to MLflow works again") == 1
+    assert caplog.text.count("sending to MLflow works again") == 1
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_an_artifact_that_cannot_be_logged_holds_up_nothing(
+    work: BackgroundWork, log: MetricLog, server: SlowServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.may_answer.set()
+    done = threading.Event()
+    work.upload("absent", lambda _: Path("/absent").read_text())  # type: ignore[arg-type,return-value]
+    work.upload("page", lambda _: done.set())
+    assert done.wait(timeout=20)
+    add(log, 0)
+    wait_for(lambda: server.steps == [0])
+    assert caplog.text.count("sending to MLflow failed: FileNotFoundError") == 1
 
 
 def test_an_absent_server_is_tried_less_and_less_often(
@@ -230,9 +243,10 @@ def test_a_dead_thread_is_noticed_at_once(
     wait_for(lambda: not work._thread.is_alive())
     add(log, 0)
     started = time.monotonic()
-    work.flush()
+    for _ in range(3):
+        work.flush()
     assert time.monotonic() - started < 5
-    assert "the thread that sends them has ended" in caplog.text
+    assert caplog.text.count("the thread that sends to MLflow has ended") == 1
     assert last_rows(path, 5) == [{MARKER: 0.0}]
 
 

@@ -17,7 +17,7 @@ from components.runtime.manifests import DatasetManifest
 from components.runtime.metric_rows import MetricRow
 from components.runtime.tracking import StageRun
 from components.train.config import TrainStage
-from components.train.health import HealthPage, Section, page_of
+from components.train.health import HealthPage, Section, loss_panel, page_of
 from components.train.job import Job
 from components.train.metrics import metrics_of
 from dinov2_core.evaluation.preprocessing import Preprocessing
@@ -25,6 +25,13 @@ from tests.components.train.test_metrics import report
 
 PREPROCESSING = Preprocessing(size_pixels=16, mean=(0.5,) * 3, standard_deviation=(0.2,) * 3)
 IMAGES = np.zeros((2, 16, 16, 3), dtype=np.uint8)
+
+
+def test_every_recorded_loss_term_has_a_curve() -> None:
+    panel = loss_panel(["loss/total", "loss/dino_local", "teacher/entropy", "loss/kde"])
+    assert panel.curves == {
+        "loss/total": "total", "loss/dino_local": "dino local", "loss/kde": "kde",
+    }  # fmt: skip
 
 
 class Uploads:

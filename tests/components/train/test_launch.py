@@ -25,7 +25,7 @@ from components.train.config import Probe, Topology, TrainStage
 from components.train.job import MARKER
 from components.train.launch import main, starting_weights
 from dinov2_core.config.training import HighResolution
-from dinov2_core.errors import ExitCode, InputError, SettingsError, StageFailed
+from dinov2_core.errors import ExitCode, InputError, SettingsError, UserError
 from tests.components.train.conftest import flags_of, new_context
 
 Flags = Callable[[TrainStage, DatasetManifest], list[str]]
@@ -180,7 +180,7 @@ def test_a_worker_tells_what_is_wrong(
     weights.write_bytes(b"not one")
     stage = stage.model_copy(update={"initial_weights": str(weights)})
     arguments = ["--phase", "pretrain", *flags(stage, dataset), "--output", str(tmp_path / "o")]
-    with pytest.raises(StageFailed, match=r"^weights .* are not a safetensors file"):
+    with pytest.raises(UserError, match=r"^weights .* are not a safetensors file"):
         main(arguments)
 
 
@@ -192,13 +192,13 @@ def test_wrong_input_is_refused_before_anything_starts(
     with pytest.raises(SettingsError, match="global_batch_size 8 is more than the 7 images"):
         main([*flags(stage, small), *output])
     many = stage.model_copy(update={"topology": Topology(num_nodes=2)})
-    with pytest.raises(ValueError, match=r"topology\.num_nodes 2 needs a cluster launcher"):
+    with pytest.raises(SettingsError, match=r"topology\.num_nodes 2 needs a cluster launcher"):
         main([*flags(many, dataset), *output])
     absent = stage.model_copy(update={"initial_weights": "/absent"})
     with pytest.raises(InputError, match="weights /absent named by initial_weights do not exist"):
         main([*flags(absent, dataset), *output])
     unprobed = stage.model_copy(update={"probe": Probe(train="/absent")})
-    with pytest.raises(InputError, match="probe images /absent do not exist"):
+    with pytest.raises(InputError, match="pretrain.probe: folder /absent does not exist"):
         main([*flags(unprobed, dataset), *output])
     with pytest.raises(SystemExit, match="2"):
         main([*flags(stage, dataset), "--output", "o", "--phase", "finetune"])

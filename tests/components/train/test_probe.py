@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,7 +24,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def contents(images: LabelledSet) -> list[int]:
-    return [int(image.content) for image in images.images]  # type: ignore[arg-type]
+    return [int(image.read()) for image in images.images]
 
 
 def test_every_fifth_image_is_held_out_without_a_test_set(path: Path) -> None:
@@ -40,8 +41,23 @@ def test_sets_are_thinned_evenly(path: Path) -> None:
     assert contents(probe.images.test) == [0, 19]
 
 
-def test_too_few_images_are_an_input_error(tmp_path: Path) -> None:
+def test_one_class_is_an_input_error(tmp_path: Path) -> None:
     path = tmp_path / "one.parquet"
     pq.write_table(pa.table({"image": [b"x"], "label": [0]}), path)
-    with pytest.raises(InputError, match="has 1 images, of which one in 5 is held out"):
+    with pytest.raises(InputError, match="1 images have 1 classes"):
         knn_probe(Probe(train=str(path)))
+
+
+def test_a_probe_may_lie_in_a_store(s3: str, path: Path) -> None:
+    client = boto3.client("s3")
+    client.upload_file(str(path), "pile", "probe.parquet")
+    for number in range(10):
+        key = f"probe/{'ab'[number % 2]}/{number}.png"
+        client.put_object(Bucket="pile", Key=key, Body=b"%d" % number)
+    table = knn_probe(Probe(train="s3://pile/probe.parquet"))
+    local = knn_probe(Probe(train=str(path)))
+    assert contents(table.images.train) == contents(local.images.train)
+    assert contents(table.images.test) == contents(local.images.test)
+    folders = knn_probe(Probe(train="s3://pile/probe/"))
+    assert contents(folders.images.test) == [0, 1]
+    assert contents(folders.images.train) == [2, 4, 6, 8, 3, 5, 7, 9]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -150,5 +151,23 @@ def test_a_training_goes_on_and_ends_without_its_tracking_server(
         for step in range(3):
             record(reporter, replace(report(), step=step))
     assert set(rows(job)) == {0, 1, 2}
-    assert caplog.text.count("sending metrics to MLflow failed") == 1
+    assert caplog.text.count("sending to MLflow failed") == 1
     assert "does not answer" in caplog.text
+
+
+def test_a_directory_that_cannot_be_written_ends_no_training(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    progress = job.context.progress_directory
+    progress.parent.mkdir(parents=True)
+    progress.write_text("a file where a directory should be")
+    with TrainingReporter(job, monitor=MONITOR, first_step=0) as reporter:
+        moved = job.root.rename(tmp_path / "moved")
+        for step in range(3):
+            record(reporter, replace(report(), step=step))
+            time.sleep(0.31)  # so long the progress rests
+        reporter._background.flush()
+        moved.rename(job.root)
+    assert set(rows(job)) == {0, 1, 2}
+    assert caplog.text.count("writing the progress failed: ") == 1
+    assert caplog.text.count("writing metrics failed: FileNotFoundError") == 1

@@ -50,7 +50,7 @@ from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.parameter_groups import apply_schedule
 from dinov2_core.training.schedules import schedule_at
-from dinov2_core.training.step_report import gather_numbers
+from dinov2_core.training.step_report import PendingNumbers
 from dinov2_core.training.training_state import training_state
 
 HEAD = Head(num_prototypes=40, bottleneck_dim=8, hidden_dim=24)
@@ -110,7 +110,7 @@ def take_step(ranks: Ranks, shards: Path, output: Path, checkpoints: Path) -> No
     losses = accumulate_gradients(model, [batch], teacher_temperature=schedule.teacher_temperature)
     gradients = full((n, p.grad) for n, p in model.student.named_parameters())
     norms = model.clip_gradients(CONFIG.optimization.clip_norm)
-    numbers = gather_numbers(losses, norms=norms, must_stop=ranks.rank == 1, ranks=ranks).read()
+    numbers = PendingNumbers(losses, norms=norms, must_stop=ranks.rank == 1, ranks=ranks).read()
     apply_schedule(optimizer, schedule=schedule)
     optimizer.step()
     model.update_teacher(0.5)

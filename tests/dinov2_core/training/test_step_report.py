@@ -7,7 +7,7 @@ import torch
 
 from dinov2_core.distributed.mesh import process_group
 from dinov2_core.training.objective import Losses
-from dinov2_core.training.step_report import NonFiniteNumber, PendingNumbers, gather_numbers
+from dinov2_core.training.step_report import NonFiniteNumber, PendingNumbers
 
 TERMS = {"dino_local": 1.0, "ibot": 2.0}
 
@@ -21,7 +21,7 @@ def gathered(*, must_stop: bool = False, norm: float = 2.0, **changed: float) ->
     )
     norms = {"backbone": torch.tensor(norm), "dino_head": torch.tensor(1.0)}
     with process_group() as ranks:
-        return gather_numbers(losses, norms=norms, must_stop=must_stop, ranks=ranks)
+        return PendingNumbers(losses, norms=norms, must_stop=must_stop, ranks=ranks)
 
 
 @pytest.mark.parametrize("must_stop", [False, True])

@@ -22,12 +22,12 @@ from dinov2_core.data.shards import ShardWriter
 from dinov2_core.distributed.mesh import Ranks, process_group
 from dinov2_core.errors import CollapsedFeatures
 from dinov2_core.evaluation.collapse import effective_rank
-from dinov2_core.evaluation.labelled_set import LabelledPair, LabelledSet
-from dinov2_core.evaluation.preprocessing import EncodedImage, normalise
+from dinov2_core.evaluation.labelled_set import EncodedImage, LabelledPair, LabelledSet
+from dinov2_core.evaluation.preprocessing import normalise
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.schedules import StepSchedule
 from dinov2_core.training.step_report import GuardReport, StepReport
-from dinov2_core.training.teacher_monitor import KnnProbe, TeacherMonitor, evenly_spaced
+from dinov2_core.training.teacher_monitor import KnnProbe, TeacherMonitor
 
 HEAD = Head(num_prototypes=64, bottleneck_dim=16, hidden_dim=32)
 CONFIG = TrainingConfig(
@@ -197,11 +197,6 @@ def test_measuring_changes_nothing(setup: Setup) -> None:
     after = state_of(setup.run)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_evenly_spaced_positions_have_both_ends() -> None:
-    assert evenly_spaced(9, 3) == [0, 4, 8]
-    assert evenly_spaced(2, 9) == [0, 1]
 
 
 def state_of(run: TrainingRun) -> dict[str, torch.Tensor]:

@@ -14,8 +14,15 @@ from typing import Any
 
 import mlflow
 import pytest
+from rich.console import Console
 
+from components.runtime.context import RunContext
+from components.runtime.interrupts import StopRequests
+from dinov2_core.errors import LeaseLost
 from pipelines.__main__ import main
+from pipelines.local.display import RunDisplay
+from pipelines.local.kfp_execution import HostProcesses
+from pipelines.local.run import _execute
 from tests.pipelines.specs import small_values, write_spec
 
 
@@ -277,3 +284,28 @@ def test_a_pile_of_only_corrupt_files_fails_with_the_stages_own_error_last(tmp_p
     assert list(found["stages"]) == ["curate"]
     assert found["stages"]["curate"]["error"] in last
     assert mlflow_statuses(workdir) == {"pipeline": "FAILED", "curate": "FAILED"}
+
+
+def test_a_run_that_lost_its_lease_kills_its_stage(tmp_path: Path) -> None:
+    """Loading the package waits, as a stage would, until somebody writes it."""
+    package = tmp_path / "package.yaml"
+    os.mkfifo(package)
+    stages = HostProcesses()
+    stages._process = subprocess.Popen(["sleep", "100"])
+
+    class Interrupted(RunDisplay):
+        def refresh(self) -> None:
+            raise LeaseLost("taken over by machine b")
+
+    context = RunContext(workdir=str(tmp_path), run_id="r", run_name="r")
+    with pytest.raises(LeaseLost):
+        _execute(
+            package,
+            stages,
+            context,
+            log=tmp_path / "log",
+            display=Interrupted(Console(quiet=True)),
+            stop=StopRequests(),
+        )
+    assert stages._process.wait(timeout=10) == -signal.SIGKILL
+    package.write_text("")
