@@ -153,7 +153,7 @@ def _train(
 ) -> CheckpointManifest:
     """Start the ranks, wait for them and describe their result."""
     job = Job(
-        phase=stage_name,
+        stage_name=stage_name,
         stage=config,
         context=stage.context,
         directory=stage.uri(stage.directory),
