@@ -28,10 +28,11 @@ ARG VARIANT
 ARG CPU_WHEELS=https://download.pytorch.org/whl/cpu
 ENV PATH=/opt/dinopipe/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 COPY --from=requirements /requirements.txt /opt/dinopipe/
+COPY .ci/constraints.txt /opt/dinopipe/
 RUN if [ "$VARIANT" = cpu ]; then index=$CPU_WHEELS; fi \
     && python3 -m venv /opt/dinopipe \
-    && pip install ${index:+--index-url "$index"} $(grep -E '^torch(vision)?==' /opt/dinopipe/requirements.txt) \
-    && pip install -r /opt/dinopipe/requirements.txt
+    && pip install ${index:+--index-url "$index"} -c /opt/dinopipe/constraints.txt torch torchvision \
+    && pip install -c /opt/dinopipe/constraints.txt -r /opt/dinopipe/requirements.txt
 
 FROM libraries AS package
 WORKDIR /src

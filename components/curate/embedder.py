@@ -19,13 +19,14 @@ from dinov2_core.curation.embedding import (
     timm_embedder,
     torchscript_embedder,
 )
+from dinov2_core.errors import SettingsError
 
 
 def embedder_of(embedding: Embedding, *, local_rank: int = 0) -> Embedder:
     """An embedder on this process's own GPU, or on the CPU where there is none.
 
     Args:
-        embedding: From the settings.
+        embedding: Settings.
         local_rank: Number of this process on its node.
     """
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -49,14 +50,14 @@ def embedder_of(embedding: Embedding, *, local_rank: int = 0) -> Embedder:
 
 
 def check_gpus(embedding: Embedding, *, num_processes: int) -> None:
-    """Refuse more processes than this machine has GPUs for, if it has any.
+    """Check that every process has a GPU of its own on a machine that has any.
 
     Raises:
-        ValueError: Some process of a network would have no GPU.
+        SettingsError: Some process of a network would have no GPU.
     """
     num_gpus = torch.cuda.device_count()
     if embedding.kind != "pixels" and 0 < num_gpus < num_processes:
-        raise ValueError(
+        raise SettingsError(
             f"curate.embedding_topology.processes_per_node {num_processes} is more than the "
             f"{num_gpus} GPUs of this machine, and every rank needs its own; set it to {num_gpus}"
         )

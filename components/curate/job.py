@@ -1,4 +1,4 @@
-"""What the ranks that embed are told, and the blocks that they leave."""
+"""The job of ranks that scan and embed images, and the blocks that they save."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ from components.ranks.config import Topology
 from components.ranks.job import RanksJob
 from components.runtime.storage import join_uri, list_names
 from dinov2_core.config.frozen import Frozen
-from dinov2_core.curation.looking import blocks
-from dinov2_core.curation.sources import ImageFiles
+from dinov2_core.curation.image_files import ImageFiles
+from dinov2_core.curation.scanning import blocks
+from dinov2_core.errors import InputError
 
-LOOKS = "looks"
-"""Name of the blocks' directory in that of the stage."""
+SCANS = "scans"
+"""Directory of the blocks in that of the stage."""
 
-Role = Literal["pile", "evaluation", "seeds"]
+Role = Literal["source", "evaluation", "seeds"]
 
 
 class ImageSet(Frozen):
-    """Images that are looked at."""
+    """Images that are scanned."""
 
     role: Role
-    """What they are for."""
-    places: tuple[str, ...]
-    """Where all nodes find them."""
+    """What they are used for."""
+    uris: tuple[str, ...]
+    """Sources that all nodes can read."""
     num_files: int = Field(ge=0)
-    """Files there."""
+    """Files in them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Files that one rank looks at together."""
+    """Files that one rank scans together."""
 
     role: Role
-    """Set that they are of."""
+    """Set that they are in."""
     numbers: range
     """Files of the set."""
     name: str
-    """File below the blocks' directory that tells what was seen."""
+    """File of the result in the directory of the blocks."""
 
 
 class EmbeddingJob(RanksJob):
@@ -54,26 +55,26 @@ class EmbeddingJob(RanksJob):
     worker: ClassVar[str] = "components.curate.worker"
     work: ClassVar[str] = "embedding"
 
-    phase: Literal["curate"] = "curate"
+    stage_name: Literal["curate"] = "curate"
     """Stage that the images are embedded for."""
     settings: CurateSettings
-    """How images are looked at, and on how many processes."""
+    """How images are embedded, and on how many processes."""
     sets: tuple[ImageSet, ...]
     """All images."""
 
     @property
     def topology(self) -> Topology:
-        """How many ranks embed, and where."""
+        """Ranks and nodes."""
         return self.settings.embedding_topology or Topology()
 
     @property
-    def looks(self) -> str:
-        """Place of the blocks."""
-        return join_uri(self.directory, LOOKS)
+    def scans(self) -> str:
+        """URI of the blocks' directory."""
+        return join_uri(self.directory, SCANS)
 
     def path_of(self, block: Block) -> Path:
         """File of a block on this node."""
-        return self.root / LOOKS / block.name
+        return self.root / SCANS / block.name
 
     def blocks(self, role: Role | None = None) -> list[Block]:
         """All blocks, or those of one set; ranks take them in turn."""
@@ -85,29 +86,29 @@ class EmbeddingJob(RanksJob):
         ]
 
     def finished_blocks(self) -> set[str]:
-        """Names of the blocks that are there, whoever made them."""
-        return set(list_names(self.looks))
+        """Names of the blocks that are saved, by whatever attempt."""
+        return set(list_names(self.scans))
 
     def is_finished(self) -> bool:
-        """Whether all blocks are there."""
+        """Whether all blocks are saved."""
         return self.finished_blocks() >= {block.name for block in self.blocks()}
 
-    def how_far(self) -> str:
-        """Blocks that are there; they stay."""
+    def progress_description(self) -> str:
+        """Number of saved blocks, which another attempt keeps."""
         return f"after {len(self.finished_blocks())} of {len(self.blocks())} blocks of images"
 
 
 def read_blocks(job: EmbeddingJob, role: Role, files: ImageFiles) -> Iterator[pa.Table]:
-    """What the ranks saw of a set, block by block, from this node's disk.
+    """Results of the ranks for a set, block by block, from this node's disk.
 
     Raises:
-        ValueError: They saw other files.
+        InputError: They scanned other files.
     """
     for block in job.blocks(role):
         table = parquet.read_table(job.path_of(block))
         if table["name"].to_pylist() != [files.name(number) for number in block.numbers]:
-            raise ValueError(
-                f"{role}: files were added, removed or renamed while they were embedded; start "
-                "again when nobody changes them"
+            raise InputError(
+                f"files of the {role} images were added, removed or renamed while they were "
+                "embedded; start again when they no longer change"
             )
         yield table

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -12,25 +11,25 @@ import torch
 
 from components.curate.embedder import embedder_of
 from components.curate.job import EmbeddingJob, ImageSet
-from components.curate.pile import StoredImages
-from components.ranks.worker_main import run_rank
+from components.curate.stored_images import StoredImages
+from components.ranks.worker_main import worker_process
 from components.runtime.progress import Reporter
 from components.runtime.storage import upload
-from dinov2_core.curation.looking import look
 from dinov2_core.curation.manifest import write_table
+from dinov2_core.curation.scanning import scan_block
+from dinov2_core.errors import ExitCode, InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Embed; exit codes are 0 finished, 75 stopped by SIGTERM after a block, 2 wrong input."""
-    return run_rank(argv, kind=EmbeddingJob, work=_embed)
+    with worker_process(argv, kind=EmbeddingJob) as (job, stop):
+        return ExitCode.DONE if _embed(job, stop) else ExitCode.STOPPED
 
 
 def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
-    """Look at the blocks of this rank that are not there yet, each of which is kept at once."""
+    """Scan the blocks of this rank that are not saved yet, and save each at once."""
     rank, num_ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if rank:
-        logging.disable(logging.WARNING)
-    report = Reporter(None if rank else job.progress, stage=job.phase)
+    report = Reporter(None if rank else job.progress, stage=job.stage_name)
     torch.set_num_threads(job.topology.threads_per_process)
     share = job.blocks()[rank::num_ranks]
     finished = job.finished_blocks()
@@ -43,7 +42,7 @@ def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
         report(job.work, done, total, detail=f"first of {num_ranks} ranks")
         if stop.is_set():
             return False
-        table = look(
+        table = scan_block(
             files[block.role],
             block.numbers,
             embedder=embedder,
@@ -52,7 +51,7 @@ def _embed(job: EmbeddingJob, stop: threading.Event) -> bool:
         )
         path = job.path_of(block)
         write_table(table, path)
-        upload(path, job.place_of(path))
+        upload(path, job.uri_of(path))
         done += len(block.numbers)
     report(job.work, done, total, detail=f"first of {num_ranks} ranks")
     return True
@@ -62,14 +61,14 @@ def _opened(images: ImageSet) -> StoredImages:
     """The files of a set.
 
     Raises:
-        ValueError: There are more or fewer than when the job was made.
+        InputError: There are more or fewer than when the job was made.
     """
-    files = StoredImages(images.places)
+    files = StoredImages(images.uris)
     if len(files) != images.num_files:
-        raise ValueError(
-            f"{', '.join(images.places)} holds {len(files)} files here, and held "
-            f"{images.num_files} for the step that started this rank; put them where all nodes "
-            "see them, and start again when nobody changes them"
+        raise InputError(
+            f"{', '.join(images.uris)} holds {len(files)} files on this node, and held "
+            f"{images.num_files} for the step that started this rank; use storage that all nodes "
+            "share, and start again when the files no longer change"
         )
     return files
 

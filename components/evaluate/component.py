@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-COMMAND = ["python3", "-m", "components.evaluate"]
+from components.component import stage_container
 
 
 @dsl.container_component
@@ -26,23 +26,12 @@ def evaluate(
         report: Manifest of the numbers and pictures.
         metrics: The numbers.
     """
-    return dsl.ContainerSpec(
-        image="dinopipe",
-        command=COMMAND,
-        args=[
-            "--config",
-            config,
-            "--context",
-            context,
-            "--kubeflow-run",
-            kubeflow_run,
-            "--dataset",
-            dataset.path,
-            "--checkpoint",
-            checkpoint.path,
-            "--output",
-            report.path,
-            "--executor-input",
-            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
+    return stage_container(
+        "components.evaluate",
+        config=config,
+        context=context,
+        kubeflow_run=kubeflow_run,
+        dataset=dataset.path,
+        checkpoint=checkpoint.path,
+        output=report.path,
     )

@@ -6,18 +6,22 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+from components.local_paths import LocalPath
 from dinov2_core.config.frozen import Frozen
 
 
 class EvaluationSet(Frozen):
-    """Labelled images: one folder per class, or a Parquet file with columns `image`, `label`."""
+    """Labelled images: one folder per class, or a Parquet file with columns `image`, `label`.
+
+    Local or below s3://.
+    """
 
     name: str = Field(pattern="^[a-z][a-z0-9_]{0,39}$")
     """Prefix of the metrics."""
-    train: str = Field(min_length=1)
-    """Images whose labels are known."""
-    test: str = Field(min_length=1)
-    """Images whose labels are predicted; these are kept out of training."""
+    train: LocalPath = Field(min_length=1)
+    """Images whose labels the classifiers are given."""
+    test: LocalPath = Field(min_length=1)
+    """Images whose labels are predicted; their copies are kept out of training."""
 
 
 class EvaluateSettings(Frozen):
@@ -30,9 +34,9 @@ class EvaluateSettings(Frozen):
     neighbours: tuple[int, ...] = (10, 20)
     """Values of k for the nearest-neighbour vote; the last one is the headline `knn_top1`."""
     max_train_images: int = Field(20_000, ge=10)
-    """Labelled images used per set, evenly chosen."""
+    """Labelled images used per set, evenly spaced."""
     max_test_images: int = Field(20_000, ge=10)
-    """Test images used per set, evenly chosen."""
+    """Test images used per set, evenly spaced."""
     batch_size: int = Field(128, ge=1)
     """Images per forward pass."""
     seed: int = Field(0, ge=0)

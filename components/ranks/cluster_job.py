@@ -1,4 +1,4 @@
-"""What ranks ask a cluster for: their job with the environment and the command of its pods."""
+"""The job that ranks run as on a cluster, with the environment and the command of its pods."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from components.ranks.job import RanksJob
 from components.runtime.manifests import digest_of
 from components.runtime.storage import is_remote
+from dinov2_core.errors import SettingsError
 from k8s.job_kind import JobKind
 from k8s.launchers import TrainJobLaunch
 from k8s.placement import TrainingPods
@@ -44,21 +45,21 @@ def own_pod(pods: TrainingPods) -> Owner | None:
 
 
 def training_of(job: RanksJob, *, pods: TrainingPods, owner: Owner | None) -> Training:
-    """What a job asks a cluster for.
+    """A job's ranks as values of a manifest.
 
     Raises:
-        ValueError: The tracking server's address holds a password, which a manifest would show, or
-            there is no tracking server that the training's pods could reach.
+        SettingsError: The tracking server's address holds a password, which a manifest would show,
+            or there is no tracking server that the training's pods could reach.
     """
     context, topology = job.context, job.topology
     address = urlsplit(context.resolved_tracking_uri)
     if address.username is not None or address.password is not None:
-        raise ValueError(
+        raise SettingsError(
             "tracking.uri holds a password or token, which the training's manifest would show; "
             "put it in a Secret and name that under placement.secrets"
         )
     if not context.tracking_uri and is_remote(job.directory):
-        raise ValueError(
+        raise SettingsError(
             f"pods of a training share {context.workdir}, where no SQLite store can be, with this "
             "step; set tracking.uri to an MLflow server"
         )
@@ -74,7 +75,7 @@ def training_of(job: RanksJob, *, pods: TrainingPods, owner: Owner | None) -> Tr
     return Training(
         run_id=context.run_id,
         run_name=context.run_name,
-        stage=job.phase,
+        stage=job.stage_name,
         command=("python3", "-m", "components.ranks.torchrun_entry", job.worker, job.uri),
         num_nodes=topology.num_nodes,
         processes_per_node=topology.processes_per_node,

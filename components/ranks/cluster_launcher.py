@@ -1,4 +1,4 @@
-"""Starts ranks as a job of the cluster, follows it to its end and tells how it went."""
+"""Starts ranks as a job of the cluster and follows it to its end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,19 @@ from types import FrameType
 from typing import Any
 
 from components.ranks.cluster_job import rendered
-from components.ranks.exit_status import Preempted, check_outcome, in_words
-from components.ranks.job import RanksJob, first_failure, forget_outcome
+from components.ranks.exit_status import check_exit_status, error_of
+from components.ranks.job import RanksJob, first_failure, remove_earlier_result
 from components.ranks.job_log import JobLog
 from components.runtime.progress import Reporter
-from components.runtime.stage import StageFailed
-from k8s.cluster import AlreadyExists, Cluster, ClusterRefused, ClusterUnreachable
+from dinov2_core.errors import (
+    ClusterRefused,
+    ClusterUnavailable,
+    DinopipeError,
+    StageFailed,
+    Stopped,
+    UserError,
+)
+from k8s.cluster import AlreadyExists, Cluster
 from k8s.job_kind import JobKind
 from k8s.job_state import JobState, job_state
 from k8s.launchers import TrainJobLaunch
@@ -33,13 +40,13 @@ RETRY_VARIABLE = "KFP_RETRY_INDEX"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How often a follower looks, and how long it waits; all in seconds."""
+class PollingPolicy:
+    """How often a job's state is read, and how long to wait; all in seconds."""
 
     shortest_pause: float = 1.0
-    """Between two looks after something has changed."""
+    """Between two readings after a change."""
     longest_pause: float = 15.0
-    """Between two looks while nothing changes."""
+    """Between two readings without a change."""
     unreachable: float = 3600.0
     """Without a good answer of the API server, before the step gives up; the job goes on."""
     deletion: float = 900.0
@@ -53,14 +60,16 @@ def run_on_cluster(
     training: Training,
     cluster: Cluster,
     report: Reporter,
-    patience: Patience = Patience(),
+    polling: PollingPolicy = PollingPolicy(),
 ) -> None:
     """Create the ranks' job, or adopt the one of an earlier attempt, and follow it.
 
     Raises:
-        StageFailed: The job failed, is gone, or cannot be followed any more.
-        Preempted: This step was told to stop; what becomes of the job is the launch's policy.
+        UserError: A rank met what the user must change.
+        StageFailed: The job failed or is gone.
+        Stopped: This step was stopped; the launch says whether its job is deleted or suspended.
         ClusterRefused: The cluster does not take the job.
+        ClusterUnavailable: The job, which goes on, cannot be followed any more.
     """
     kind, manifest = rendered(launch, training=training)
     follower = _Follower(
@@ -72,20 +81,20 @@ def run_on_cluster(
         cluster=cluster,
         report=report,
         log=JobLog(cluster, job=training.name, report=report),
-        patience=patience,
+        polling=polling,
     )
-    with _told_to_stop(follower.stop):
+    with _set_when_stopped(follower.stop):
         follower.run()
 
 
 @contextmanager
-def _told_to_stop(stop: threading.Event) -> Iterator[None]:
+def _set_when_stopped(stop: threading.Event) -> Iterator[None]:
     """Set an event on SIGTERM and on an interrupt."""
 
-    def note(_signal: int, _frame: FrameType | None) -> None:
+    def set_event(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
 
-    earlier = {name: signal.signal(name, note) for name in (signal.SIGTERM, signal.SIGINT)}
+    earlier = {name: signal.signal(name, set_event) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
@@ -95,7 +104,7 @@ def _told_to_stop(stop: threading.Event) -> Iterator[None]:
 
 @dataclass(slots=True, kw_only=True)
 class _Follower:
-    """One step's hold of one job."""
+    """One step that creates or adopts one job and follows it."""
 
     job: RanksJob
     launch: TrainJobLaunch
@@ -105,9 +114,11 @@ class _Follower:
     cluster: Cluster
     report: Reporter
     log: JobLog
-    patience: Patience
+    polling: PollingPolicy
     stop: threading.Event = field(default_factory=threading.Event)
-    told: str = ""
+    is_holding: bool = False
+    """Whether the job exists and is this step's."""
+    last_message: str = ""
 
     @property
     def name(self) -> str:
@@ -115,62 +126,72 @@ class _Follower:
         name: str = self.manifest["metadata"]["name"]
         return name
 
+    @property
+    def what(self) -> str:
+        """Kind and name of the job, for messages."""
+        return f"{self.manifest['kind']} {self.name}"
+
     def run(self) -> None:
         """From creation or adoption to the end."""
         try:
             self._start()
             state = self._follow()
-        except (ClusterUnreachable, _Gone) as error:
-            raise StageFailed(f"{self.what}: {error}") from error
-        except _FailedForGood as error:
-            raise StageFailed(str(error)) from error
+            if not state.is_finished:
+                raise Stopped(f"stopped; {self.what} can go on from what it saved")
+        except ClusterUnavailable:  # the job goes on, and the next attempt adopts it
+            raise
         except BaseException:
             self._let_go()
             raise
-        if not state.is_finished:
-            self._let_go()
-            raise Preempted(f"told to stop; {self.what} can go on from what it saved")
         self._finish(state)
 
-    @property
-    def what(self) -> str:
-        """The job in words."""
-        return f"{self.manifest['kind']} {self.name}"
-
     def _start(self) -> None:
-        """Create the job, take over an equal one, or replace another or a failed one."""
-        deadline = time.monotonic() + self.patience.deletion
+        """Create or adopt the job as soon as an earlier one allows it."""
+        deadline = time.monotonic() + self.polling.deletion
+        unavailable: ClusterUnavailable | None = None
         while time.monotonic() < deadline:
-            found = self.cluster.get(self.kind, self.name)
-            if found is None and self.log.has_pods():
-                self._tell("waiting for pods of an earlier one to end")  # they may still write
-            elif found is None:
-                forget_outcome(self.job.directory)
-                self.job.write()
-                with suppress(AlreadyExists):  # made in between: look again
-                    self.cluster.create(self.kind, self.manifest)
-                    self._tell("created")
+            try:
+                if self._try_to_start():
                     return
-            elif "deletionTimestamp" in found["metadata"]:
-                self._tell("waiting for an earlier one to be gone")
-            elif self._can_be_adopted(found):
-                self._adopt(found)
-                return
-            else:
-                self._tell("replacing one that failed, has other settings or lost its results")
-                self.cluster.delete(self.kind, self.name)
-            if self.stop.wait(self.patience.shortest_pause):
-                raise Preempted(f"told to stop before {self.what} was started")
+                unavailable = None
+            except ClusterUnavailable as error:
+                unavailable = error
+                self._log_change(str(error))
+            if self.stop.wait(self.polling.shortest_pause):
+                raise Stopped(f"stopped before {self.what} was started")
+        if unavailable is not None:
+            raise unavailable
         raise StageFailed(
-            f"{self.what} of an earlier attempt is not gone after {self.patience.deletion:.0f} s; "
+            f"{self.what} of an earlier attempt is not gone after {self.polling.deletion:.0f} s; "
             "look for pods that do not end and for finalizers, then start again"
         )
 
+    def _try_to_start(self) -> bool:
+        """Create the job, adopt an equal one, or have another or a failed one deleted."""
+        found = self.cluster.get(self.kind, self.name)
+        if found is None and self.log.has_pods():
+            self._log_change("waiting for pods of an earlier one to end")  # they may still write
+        elif found is None:
+            remove_earlier_result(self.job.directory)
+            self.job.write()
+            with suppress(AlreadyExists):  # made in between: read it again
+                self.cluster.create(self.kind, self.manifest)
+                self.is_holding = True
+                self._log_change("created")
+        elif "deletionTimestamp" in found["metadata"]:
+            self._log_change("waiting for an earlier one to be gone")
+        elif self._can_be_adopted(found):
+            self._adopt(found)
+        else:
+            self._log_change("replacing one that failed, has other settings or lost its results")
+            self.cluster.delete(self.kind, self.name)
+        return self.is_holding
+
     def _can_be_adopted(self, found: dict[str, Any]) -> bool:
-        """Whether a job does what this one would, has not failed, and left what it was to make.
+        """Whether a job does what this one would, has not failed, and left its results.
 
         Raises:
-            _FailedForGood: It met wrong input, and Kubeflow only tries the step again.
+            UserError: It met one, and Kubeflow only tries the step again.
         """
         wanted = self.manifest["metadata"]["annotations"][HASH_ANNOTATION]
         annotations = found["metadata"].get("annotations") or {}
@@ -178,11 +199,11 @@ class _Follower:
             return False
         state = job_state(found, has_run=False)
         if state.is_user_error and int(os.environ.get(RETRY_VARIABLE, "0")) > 0:
-            raise _FailedForGood(self._failure(state))
+            raise self._failure(state)
         return self.job.is_finished() if state.phase == "complete" else state.phase != "failed"
 
     def _adopt(self, found: dict[str, Any]) -> None:
-        """Make the job this pod's, and let it run if an earlier attempt suspended it."""
+        """Make the job this pod's, and resume it if an earlier attempt suspended it."""
         change: dict[str, Any] = {}
         if self.owner is not None:
             change["metadata"] = {"ownerReferences": [owner_reference(self.owner)]}
@@ -191,101 +212,101 @@ class _Follower:
             change["spec"] = {"suspend": False}
         if change:
             self.cluster.patch(self.kind, self.name, change)
-        self._tell("adopted from an earlier attempt")
+        self.is_holding = True
+        self._log_change("adopted from an earlier attempt")
 
     def _follow(self) -> JobState:
-        """Look at the job until it is finished or this step is told to stop."""
+        """Read the job's state until it is finished or this step is stopped."""
         state, has_run = JobState(phase="created"), False
-        pause, last_answer = self.patience.shortest_pause, time.monotonic()
+        pause, last_answer = self.polling.shortest_pause, time.monotonic()
         while not self.stop.is_set():
-            before = self.told
+            before = self.last_message
             try:
                 found = self.cluster.get(self.kind, self.name)
                 if found is None:
-                    raise _Gone("it was deleted, by a person or with its owner; start again")
+                    self.is_holding = False
+                    raise StageFailed(
+                        f"{self.what}: it was deleted, by a user or with its owner; start again"
+                    )
                 state = job_state(found, has_run=has_run)
-                self._tell(str(state), percent=state.progress_percent)
+                self._log_change(str(state), percent=state.progress_percent)
                 self.log.catch_up()
                 last_answer = time.monotonic()
-            except (ClusterUnreachable, ClusterRefused) as error:
-                self._tell(str(error))
-                if time.monotonic() - last_answer > self.patience.unreachable:
-                    raise ClusterUnreachable(str(error)) from error
+            except (ClusterUnavailable, ClusterRefused) as error:
+                self._log_change(str(error))
+                if time.monotonic() - last_answer > self.polling.unreachable:
+                    raise ClusterUnavailable(f"{self.what}: {error}") from error
             has_run = has_run or state.phase == "running"
             if state.is_finished:
                 return state
             if state.phase == "restarting":
-                self._refuse_wrong_input()
-            changed = self.told != before
-            pause = min(pause * 1.5, self.patience.longest_pause)
-            pause = self.patience.shortest_pause if changed else pause
+                self._raise_user_error()
+            is_changed = self.last_message != before
+            pause = min(pause * 1.5, self.polling.longest_pause)
+            pause = self.polling.shortest_pause if is_changed else pause
             self.stop.wait(pause)
         return state
 
-    def _refuse_wrong_input(self) -> None:
-        """Do not let wrong input be tried again, where the operator cannot tell it."""
-        said = first_failure(self.job.directory)
-        if said is not None and said.can_be_fixed:
-            raise StageFailed(in_words(said))
+    def _raise_user_error(self) -> None:
+        """Do not let a user error be retried where the controller cannot tell it from a crash."""
+        failure = first_failure(self.job.directory)
+        if failure is not None and failure.is_user_error:
+            raise error_of(failure)
 
-    def _tell(self, news: str, *, percent: int | None = None) -> None:
-        """Log what has changed; the same is told once."""
+    def _log_change(self, message: str, *, percent: int | None = None) -> None:
+        """Log a message unless it is the last one again."""
         if percent is not None:
             self.report(self.job.work, percent, 100, unit="percent")
-        if news != self.told:
-            self.told = news
-            logger.info("%s: %s", self.what, news)
+        if message != self.last_message:
+            self.last_message = message
+            logger.info("%s: %s", self.what, message)
 
     def _let_go(self) -> None:
-        """Delete or suspend the job of a step that ends before it."""
+        """Delete or suspend the job of a step that ends before it, unless another adopted it."""
+        if not self.is_holding:
+            return
         try:
-            if self.launch.on_stop == "delete":
+            if self._is_adopted_by_another():
+                self._log_change("adopted by another step; it goes on")
+            elif self.launch.on_stop == "delete":
                 self.cluster.delete(self.kind, self.name)
-                self._tell("deleted; its ranks save what they are at first")
-                return
-            change = {
-                "metadata": {"annotations": {SUSPENDED_ANNOTATION: "true"}},
-                "spec": {"suspend": True},
-            }
-            self.cluster.patch(self.kind, self.name, change)
-            self._tell("suspended; the next attempt lets it run again")
-        except (ClusterUnreachable, ClusterRefused) as error:
+                self._log_change("deleted; its ranks save their state first")
+            else:
+                change = {
+                    "metadata": {"annotations": {SUSPENDED_ANNOTATION: "true"}},
+                    "spec": {"suspend": True},
+                }
+                self.cluster.patch(self.kind, self.name, change)
+                self._log_change("suspended; the next attempt resumes it")
+        except (ClusterUnavailable, ClusterRefused) as error:
             logger.warning("%s is left behind: %s", self.what, error)
 
+    def _is_adopted_by_another(self) -> bool:
+        found = self.cluster.get(self.kind, self.name)
+        owners = found["metadata"].get("ownerReferences") if found is not None else None
+        uids = {owner["uid"] for owner in owners or []}
+        return self.owner is not None and bool(uids) and self.owner.uid not in uids
+
     def _finish(self, state: JobState) -> None:
-        """Tell how a finished job went, a failure with all that is known of it."""
+        """Raise what a finished job failed with, and delete it where the launch says so."""
         try:
             if state.phase == "failed":
-                raise StageFailed(self._failure(state))
-            check_outcome(self.job, code=0)
+                raise self._failure(state)
+            check_exit_status(self.job, code=0)
         finally:
             is_done = state.phase == "complete"
             policy = self.launch.after_success if is_done else self.launch.after_failure
             if policy == "delete":
-                with suppress(ClusterUnreachable, ClusterRefused):
+                with suppress(ClusterUnavailable, ClusterRefused):
                     self.cluster.delete(self.kind, self.name)
 
-    def _failure(self, state: JobState) -> str:
-        """Why the job failed: the rank's own words first, then the cluster's."""
-        said = first_failure(self.job.directory)
-        if said is not None and said.can_be_fixed:
-            return in_words(said)
-        if state.is_user_error:
-            why = "wrong input (exit code 64), which is not tried again"
-        else:
-            why = str(state)
-        return "\n".join(
-            [
-                f"{self.what}: {why}",
-                *([in_words(said)] if said is not None else []),
-                *self.log.last_words(),
-            ]
-        )
-
-
-class _Gone(Exception):
-    """The job does not exist any more."""
-
-
-class _FailedForGood(Exception):
-    """Another attempt would fail in the same way."""
+    def _failure(self, state: JobState) -> DinopipeError:
+        """Why the job failed: the rank's message first, then the cluster's."""
+        failure = first_failure(self.job.directory)
+        if failure is not None and failure.is_user_error:
+            return error_of(failure)
+        is_user_error = state.is_user_error
+        why = "a user error (exit code 64), which is not retried" if is_user_error else str(state)
+        ranks = [str(error_of(failure))] if failure is not None else []
+        message = "\n".join([f"{self.what}: {why}", *ranks, *self.log.tail()])
+        return UserError(message) if is_user_error else StageFailed(message)

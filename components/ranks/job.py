@@ -1,4 +1,4 @@
-"""What a launcher tells the ranks of a stage, and what they tell it: small files in one place."""
+"""Files between a launcher and the ranks of a stage: their job, their result, their failures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from components.ranks.config import Topology
 from components.runtime.context import RunContext
@@ -21,29 +21,26 @@ from components.runtime.storage import (
     write_text,
 )
 from dinov2_core.config.frozen import Frozen
+from dinov2_core.errors import InputError, UserError, message_of
 
-PREEMPTED = 75
-"""Exit code (EX_TEMPFAIL): stopped by SIGTERM with all saved; start again to go on."""
-WRONG_INPUT = 2
-"""Exit code of a rank that met what a person can put right."""
 JOB, RESULT, FAILURES = "job.json", "result.json", "failures"
 """Names in the directory of a stage."""
 
 
 class RanksJob(Frozen):
-    """Everything that a rank needs; every stage that has ranks adds what they do."""
+    """Everything that a rank needs; each stage that has ranks adds what they work on."""
 
     worker: ClassVar[str]
     """Module of ours that is run as one rank."""
     work: ClassVar[str]
-    """What the ranks do, in a word."""
+    """Name of the ranks' task in progress reports, such as `training`."""
 
-    phase: str
+    stage_name: str
     """Stage that the ranks belong to."""
     context: RunContext
-    """Of the pipeline run."""
+    """What all stages of the pipeline run share."""
     directory: str
-    """Place of the stage: a directory that all nodes share, or an s3:// URI."""
+    """Directory of the stage: a path that all nodes share, or an s3:// URI."""
     mlflow_run_id: str
     """MLflow run of the stage."""
 
@@ -57,8 +54,8 @@ class RanksJob(Frozen):
         """Whether the ranks left all that they were to make."""
 
     @abstractmethod
-    def how_far(self) -> str:
-        """How far ranks that were stopped came, such as `after step 7, with a checkpoint`."""
+    def progress_description(self) -> str:
+        """Where the ranks were stopped, such as `after step 7, with a checkpoint`."""
 
     @property
     def root(self) -> Path:
@@ -67,22 +64,22 @@ class RanksJob(Frozen):
 
     @property
     def uri(self) -> str:
-        """Place of the file that holds this job, which the ranks are started with."""
+        """Path or URI of the file that holds this job, which the ranks are started with."""
         return join_uri(self.directory, JOB)
 
     @property
     def progress(self) -> Path:
         """File of the stage's progress."""
-        return self.context.progress_directory / f"{self.phase}.json"
+        return self.context.progress_directory / f"{self.stage_name}.json"
 
-    def place_of(self, path: Path) -> str:
-        """Where, for all nodes, a file below the directory is."""
+    def uri_of(self, path: Path) -> str:
+        """Path or URI, for all nodes, of a file below the directory."""
         if not is_remote(self.directory):
             return str(path)
         return join_uri(self.directory, path.relative_to(self.root).as_posix())
 
     def write(self) -> None:
-        """Leave the job where its ranks look for it."""
+        """Write the file that the ranks read."""
         write_text(self.uri, self.model_dump_json(indent=2) + "\n")
 
     @classmethod
@@ -90,54 +87,61 @@ class RanksJob(Frozen):
         """The job of a file.
 
         Raises:
-            ValueError: There is none.
-            StorageError: The store does not answer.
+            InputError: There is none, or one of another version.
+            StoreRefused, StoreUnavailable: The store refuses, or does not answer.
         """
-        return cls.model_validate_json(text_of_job(uri))
+        try:
+            return cls.model_validate_json(text_of_job(uri))
+        except ValidationError as error:
+            raise InputError(f"job {uri} was written by another version: {error}") from error
 
 
 class Failure(Frozen):
-    """Why a rank ended, for the launcher to tell."""
+    """Why a rank ended, for the launcher."""
 
     rank: int = Field(ge=0)
-    """Who failed."""
+    """Rank that failed."""
     time: float
     """When, seconds since 1970: the first failure is the cause, others follow from it."""
     message: str
-    """For a person."""
-    can_be_fixed: bool
-    """Whether it says what to put right (a ValueError, a loss that is not finite)."""
+    """For the user."""
+    is_user_error: bool
+    """Whether the user must change something, as the message says."""
 
 
 def text_of_job(uri: str) -> str:
     """What a job's file holds.
 
     Raises:
-        ValueError: There is none.
-        StorageError: The store does not answer.
+        InputError: There is none.
+        StoreRefused, StoreUnavailable: The store refuses, or does not answer.
     """
     text = read_text(uri)
     if text is None:
-        raise ValueError(f"job {uri} does not exist; the launcher writes it before it starts ranks")
+        raise InputError(f"job {uri} does not exist; the launcher writes it before it starts ranks")
     return text
 
 
-def write_failure(directory: str, *, rank: int, error: BaseException, can_be_fixed: bool) -> None:
+def write_failure(directory: str, *, rank: int, error: BaseException) -> None:
     """Leave the reason of a failure in the directory of a job."""
-    message = str(error) if can_be_fixed else f"{type(error).__name__}: {error}"
-    failure = Failure(rank=rank, time=time.time(), message=message, can_be_fixed=can_be_fixed)
+    failure = Failure(
+        rank=rank,
+        time=time.time(),
+        message=message_of(error),
+        is_user_error=isinstance(error, UserError),
+    )
     write_text(join_uri(directory, FAILURES, f"rank_{rank}.json"), failure.model_dump_json())
 
 
 def first_failure(directory: str) -> Failure | None:
-    """The failure to tell: one that can be fixed, else the earliest."""
+    """The failure that explains the others: one of the user's, else the earliest."""
     failures = join_uri(directory, FAILURES)
     texts = [read_text(join_uri(failures, name)) for name in list_names(failures)]
     found = [Failure.model_validate_json(text) for text in texts if text is not None]
-    return min(found, key=lambda f: (not f.can_be_fixed, f.time), default=None)
+    return min(found, key=lambda f: (not f.is_user_error, f.time), default=None)
 
 
-def forget_outcome(directory: str) -> None:
+def remove_earlier_result(directory: str) -> None:
     """Remove result and failures of an earlier attempt."""
     delete(join_uri(directory, RESULT))
     delete(join_uri(directory, FAILURES))

@@ -1,4 +1,4 @@
-"""Starts the ranks of a stage in the way that its step was told."""
+"""Starts the ranks of a stage with the launcher that its settings name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from components.ranks.config import Topology
 from components.ranks.job import RanksJob
 from components.ranks.local_launcher import run_ranks
 from components.runtime.progress import Reporter
+from dinov2_core.errors import SettingsError
 from k8s.launchers import Processes, TrainJobLaunch
 
 
@@ -22,27 +23,27 @@ def add_launcher_flag(parser: argparse.ArgumentParser) -> None:
 def check_launch(
     launch: Processes | TrainJobLaunch, *, topology: Topology, name: str = "topology"
 ) -> None:
-    """Refuse ranks that the launcher cannot start, before work is done.
+    """Make sure that the launcher can start the ranks, before work is done.
 
     Args:
         launch: How the ranks would be started.
         topology: How many there would be.
-        name: What the stage's settings call that.
+        name: Key of the topology in the stage's settings.
 
     Raises:
-        ValueError: More nodes than the launcher has, or more ranks on a node than it has GPUs.
+        SettingsError: More nodes than the launcher has, or more ranks on a node than it has GPUs.
     """
     nodes, ranks = topology.num_nodes, topology.processes_per_node
     if isinstance(launch, Processes):
         if nodes > 1:
-            raise ValueError(
+            raise SettingsError(
                 f"{name}.num_nodes {nodes} needs a cluster launcher, and this one starts the ranks "
                 f"of one machine; set {name}.num_nodes to 1, or placement.launcher to trainjob"
             )
         return
     gpus = launch.pods.resources.num_gpus
     if gpus and ranks > gpus:
-        raise ValueError(
+        raise SettingsError(
             f"{name}.processes_per_node {ranks} is more than the {gpus} GPUs of each pod "
             f"(resources.*.num_gpus), and every rank needs its own; set one to the other"
         )
@@ -51,18 +52,19 @@ def check_launch(
 def run_job(
     job: RanksJob, *, launch: Processes | TrainJobLaunch, lock: int, report: Reporter
 ) -> None:
-    """Run all ranks of a job until they have made what they were to make.
+    """Run all ranks of a job until it is finished.
 
     Args:
-        job: What to do.
+        job: That they work on.
         launch: How to start the ranks.
         lock: Descriptor of the directory's lock, for ranks on this machine to keep as well.
         report: Progress of the step.
 
     Raises:
+        UserError: A rank met what the user must change.
         StageFailed: A rank failed, was killed, or its job was deleted.
-        Preempted: The ranks were told to stop; they can go on from what they saved.
-        ClusterRefused: The cluster does not take the job.
+        Stopped: The ranks were stopped; they can go on from what they saved.
+        ClusterRefused, ClusterUnavailable: The cluster does not take the job, or does not answer.
     """
     match launch:
         case Processes():

@@ -1,4 +1,4 @@
-"""Starts the ranks of a job on this machine and tells how they ended."""
+"""Starts the ranks of a job on this machine and waits for their end."""
 
 from __future__ import annotations
 
@@ -11,39 +11,42 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from components.ranks.exit_status import check_outcome
-from components.ranks.job import RanksJob, forget_outcome
+from components.ranks.exit_status import check_exit_status
+from components.ranks.job import RanksJob, remove_earlier_result
+from dinov2_core.errors import ExitCode
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 120
-"""How long ranks may take to save what they are at after SIGTERM."""
+"""How long ranks may take after SIGTERM to save their state."""
 
 
 def run_ranks(job: RanksJob, *, lock: int) -> None:
     """Run all ranks of a job with torchrun until they end.
 
     Args:
-        job: What to do.
+        job: That they work on.
         lock: Descriptor of the directory's lock, which the ranks' parent keeps as well.
 
     Raises:
+        UserError: A rank met what the user must change.
         StageFailed: A rank failed or was killed.
-        Preempted: The ranks were told to stop and saved what they had.
+        Stopped: The ranks were stopped and saved what they had.
     """
-    forget_outcome(job.directory)
+    remove_earlier_result(job.directory)
     job.write()
     process = subprocess.Popen(
         _command(job),
-        env={"KINETO_LOG_LEVEL": "99"}  # the profiler talks to standard error
+        env={"KINETO_LOG_LEVEL": "99"}  # the profiler writes to standard error
         | os.environ
         | {"OMP_NUM_THREADS": str(job.topology.threads_per_process)},
         pass_fds=(lock,),
         start_new_session=True,
     )
-    with _stopped_with_us(process):
+    with _stopped_together(process):
         code = process.wait()
-    check_outcome(job, code=code)
+    was_starting = code == -signal.SIGTERM  # later torchrun handles the signal
+    check_exit_status(job, code=ExitCode.STOPPED if was_starting else code)
 
 
 def _command(job: RanksJob) -> list[str]:
@@ -62,19 +65,19 @@ def _command(job: RanksJob) -> list[str]:
 
 
 @contextmanager
-def _stopped_with_us(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Pass SIGTERM and an interrupt on to the ranks, and leave none of them behind."""
+def _stopped_together(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Pass SIGTERM and an interrupt on to the ranks; kill them if this process fails."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        logger.info("stopping: the ranks finish what they are at and save it")
+        logger.info("stopping: the ranks save their state")
         process.terminate()
 
     earlier = {name: signal.signal(name, stop) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        for name, handler in earlier.items():
-            signal.signal(name, handler)
         if process.poll() is None:
             process.kill()
             process.wait()
+        for name, handler in earlier.items():
+            signal.signal(name, handler)

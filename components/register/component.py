@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-COMMAND = ["python3", "-m", "components.register"]
+from components.component import stage_container
 
 
 @dsl.container_component
@@ -26,25 +26,13 @@ def register(
         report: Manifest of its numbers.
         registration: Manifest of the model version and of the decision.
     """
-    return dsl.ContainerSpec(
-        image="dinopipe",
-        command=COMMAND,
-        args=[
-            "--config",
-            config,
-            "--context",
-            context,
-            "--kubeflow-run",
-            kubeflow_run,
-            "--dataset",
-            dataset.path,
-            "--checkpoint",
-            checkpoint.path,
-            "--report",
-            report.path,
-            "--output",
-            registration.path,
-            "--executor-input",
-            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
+    return stage_container(
+        "components.register",
+        config=config,
+        context=context,
+        kubeflow_run=kubeflow_run,
+        dataset=dataset.path,
+        checkpoint=checkpoint.path,
+        report=report.path,
+        output=registration.path,
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file
 
+from components.register.bundle import write_model_code
 from components.register.config import Gate, RegisterStage
 from components.runtime.manifests import (
     CheckpointManifest,
@@ -30,8 +32,11 @@ from components.runtime.registry import (
 )
 from components.runtime.stage import Stage, StageContext, context_of, run_stage, stage_parser
 from components.runtime.tracking import StageRun
+from dinov2_core.errors import SettingsError
+from dinov2_core.weights_file import write_weights
 
-MODEL_CODE = Path(__file__).parent / "teacher_model.py"
+BACKBONE = "backbone."
+"""Prefix of the backbone's weights in a teacher's file; heads are not registered."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,8 +51,8 @@ def _stage(args: argparse.Namespace) -> Stage[Registration]:
     checkpoint = CheckpointManifest.read(args.checkpoint)
     report = EvaluationReport.read(args.report)
 
-    def work(place: StageContext) -> Registration:
-        return _register(config, dataset, checkpoint, report, place)
+    def work(stage: StageContext) -> Registration:
+        return _register(config, dataset, checkpoint, report, stage)
 
     return Stage(
         manifest_type=Registration,
@@ -58,8 +63,7 @@ def _stage(args: argparse.Namespace) -> Stage[Registration]:
         },
         parents=(dataset, checkpoint, report),
         work=work,
-        metrics=lambda registration: {"model_version": float(registration.model_version)},
-        holds=_holds,
+        is_intact=_holds,
     )
 
 
@@ -74,26 +78,15 @@ def _register(
     dataset: DatasetManifest,
     checkpoint: CheckpointManifest,
     report: EvaluationReport,
-    place: StageContext,
+    stage: StageContext,
 ) -> Registration:
-    registry = Registry(place.run, config.model_name)
-    place.report("deciding", 0, 2, unit="step")
+    registry = Registry(stage.run, config.model_name)
+    stage.report("deciding", 0, 2, unit="step")
     decision = decide(
         config.gate, report=report, champion=registry.under_alias(config.champion_alias)
     )
-    place.report("registering", 1, 2, unit="step")
-    directory = place.directory
-    directory.mkdir(parents=True, exist_ok=True)
-    version = registry.add(
-        code=MODEL_CODE,
-        weights=_backbone_weights(
-            place.download(checkpoint.teacher_uri), directory / "teacher.safetensors"
-        ),
-        config=_model_config(checkpoint, directory / "teacher.json"),
-        example=_example_image(checkpoint),
-        documents={"evaluation": _written(report, directory / "evaluation.json")},
-        metrics=report.metrics,
-    )
+    stage.report("registering", 1, 2, unit="step")
+    version = _add_version(registry, checkpoint, report, stage)
     alias = config.champion_alias if decision.is_champion else config.challenger_alias
     registry.decide(
         version.version,
@@ -105,27 +98,54 @@ def _register(
             EVALUATION_TAG: report.evaluation_sha256,
             "dinopipe.dataset_sha256": dataset.sha256,
             "dinopipe.teacher_sha256": checkpoint.sha256,
-            "dinopipe.run_id": place.context.run_id,
+            "dinopipe.run_id": stage.context.run_id,
         },
     )
-    place.report("registering", 2, 2, unit="step")
+    stage.report("registering", 2, 2, unit="step")
     return Registration(
         uri=f"models:/{config.model_name}/{version.version}",
         sha256=digest_of([checkpoint.sha256, report.sha256, version.version]),
-        config_sha256=place.config_sha256,
-        parents=place.parents,
-        mlflow_run_id=place.run.run_id,
+        config_sha256=stage.config_sha256,
+        parents=stage.parents,
+        mlflow_run_id=stage.run.run_id,
         model_name=config.model_name,
         model_version=version.version,
         alias=alias,
         decision=decision.sentence,
-        tracking_uri=place.context.resolved_tracking_uri,
+        tracking_uri=stage.context.resolved_tracking_uri,
     )
+
+
+def _add_version(
+    registry: Registry,
+    checkpoint: CheckpointManifest,
+    report: EvaluationReport,
+    stage: StageContext,
+) -> RegisteredVersion:
+    directory = stage.directory
+    weights, config = directory / "teacher.safetensors", directory / "teacher.json"
+    tensors = load_file(stage.download(checkpoint.teacher_uri))
+    backbone = {k.removeprefix(BACKBONE): v for k, v in tensors.items() if k.startswith(BACKBONE)}
+    write_weights(backbone, path=weights)
+    described = checkpoint.teacher.registered_form()
+    write_atomically(config, json.dumps(described, indent=2) + "\n")
+    report.write(directory / "evaluation.json")
+    with tempfile.TemporaryDirectory() as scratch:
+        code = write_model_code(Path(scratch))
+        return registry.add(
+            code=code.model,
+            package=code.package,
+            weights=weights,
+            config=config,
+            example=_example_image(checkpoint),
+            documents={"evaluation": directory / "evaluation.json"},
+            metrics=report.metrics,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What the gate says."""
+    """The gate's decision."""
 
     is_champion: bool
     sentence: str
@@ -143,12 +163,12 @@ def decide(
         champion: Current champion; None if there is none.
 
     Raises:
-        ValueError: The metric was not measured.
+        SettingsError: The metric was not measured.
     """
     if gate is None:
         return Decision(is_champion=True, sentence="no gate is set", value=None)
     if gate.metric not in report.metrics:
-        raise ValueError(
+        raise SettingsError(
             f"gate metric {gate.metric} was not measured; set registry.gate.metric to one of "
             f"{', '.join(report.metrics)}"
         )
@@ -171,40 +191,10 @@ def decide(
         sentence = f"{new}, but the {named} was not measured with it on the same sets"
         return Decision(is_champion=False, sentence=sentence, value=value)
     gain = value - float(old_value)
-    said = f"{new} is {gain:+.4f} from the {named}; a gain of {gate.minimum_gain:+.4f} is needed"
-    return Decision(is_champion=gain >= gate.minimum_gain, sentence=said, value=value)
-
-
-def _backbone_weights(teacher: Path, path: Path) -> Path:
-    tensors = load_file(teacher)
-    prefix = "backbone."
-    backbone = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    save_file(backbone, path)
-    return path
-
-
-def _model_config(checkpoint: CheckpointManifest, path: Path) -> Path:
-    teacher = checkpoint.teacher
-    backbone, dimensions = teacher.backbone, teacher.backbone.dimensions
-    described = {
-        "architecture": {
-            **dimensions.model_dump(mode="json"),
-            "feed_forward": backbone.feed_forward,
-            "patch_size_pixels": backbone.patch_size_pixels,
-            "num_register_tokens": backbone.num_register_tokens,
-            "num_channels": backbone.num_channels,
-            "position_offset": backbone.position_offset,
-            "position_antialias": backbone.position_antialias,
-            "image_size_pixels": teacher.image_size_pixels,
-        },
-        "preprocessing": {
-            "size_pixels": teacher.image_size_pixels,
-            "mean": teacher.mean,
-            "standard_deviation": teacher.standard_deviation,
-        },
-    }
-    write_atomically(path, json.dumps(described, indent=2) + "\n")
-    return path
+    sentence = (
+        f"{new} is {gain:+.4f} from the {named}; a gain of {gate.minimum_gain:+.4f} is needed"
+    )
+    return Decision(is_champion=gain >= gate.minimum_gain, sentence=sentence, value=value)
 
 
 def _example_image(checkpoint: CheckpointManifest) -> bytes:
@@ -215,8 +205,3 @@ def _example_image(checkpoint: CheckpointManifest) -> bytes:
     buffer = io.BytesIO()
     Image.radial_gradient("L").resize(size).convert(mode).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _written(report: EvaluationReport, path: Path) -> Path:
-    report.write(path)
-    return path

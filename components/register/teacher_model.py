@@ -1,208 +1,123 @@
-"""The registered teacher: images in, cls embeddings out; copied alone into the model version.
+"""The registered teacher: images in, cls embeddings out.
 
-MLflow runs this file wherever the model is loaded, so it imports nothing of this project. Beside
-it lie two artifacts: `weights`, a safetensors file with the names of the reference implementation,
-and `config`, a JSON object with the sections `architecture` and `preprocessing`.
+MLflow runs this file wherever the model is loaded. What it imports of the core is copied into the
+model version under another name (see `bundle`), so that it needs torch, safetensors, numpy, pandas,
+Pillow and MLflow alone. Beside it lie two artifacts: `weights`, a safetensors file with the names
+of the reference implementation, and `config`, a JSON object with the sections `architecture` and
+`preprocessing`.
 """
 
 from __future__ import annotations
 
 import base64
-import io
+import binascii
 import json
-import struct
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields
+import logging
+import os
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mlflow.models
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file
-from torch import Tensor
+
+from dinov2_core.data.decoding import MAX_PIXELS
+from dinov2_core.errors import UnreadableImage
+from dinov2_core.evaluation.embedder import OUTPUTS, Output, TeacherEmbedder
+from dinov2_core.evaluation.preprocessing import resize_and_crop
+
+logger = logging.getLogger(__name__)
 
 IMAGE_COLUMN = "image"
 Items = Sequence[object] | NDArray[Any]
-OUTPUTS = ("cls", "cls+patch_mean")
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "DIB", "PPM", "JPEG2000", "AVIF", "ICO")
-_DAMAGE = (OSError, EOFError, ValueError, SyntaxError, TypeError, LookupError, RuntimeError)
+ALLOWS_PATHS = "DINOPIPE_MODEL_ALLOWS_PATHS"
+SERVING_VARIABLES = ("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "__pyfunc_model_path__")
+"""Set by MLflow's scoring server in its own process."""
+SERVERS = ("uvicorn", "gunicorn", "hypercorn", "waitress", "mlserver")
+"""Modules one of which is loaded in a process that answers HTTP; MLflow alone loads none."""
+
+
+class InvalidRequest(MlflowException, ValueError):
+    """Something is wrong with what was given to `predict`; a client gets the message alone."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Architecture:
-    """Numbers of the vision transformer, the section `architecture`."""
+class Limits:
+    """What one call of `predict` may hold; a served model has bounds, set by its environment."""
 
-    embed_dim: int
-    depth: int
-    num_heads: int
-    mlp_ratio: float
-    feed_forward: Literal["mlp", "swiglu"]
-    patch_size_pixels: int
-    num_register_tokens: int
-    num_channels: int
-    position_offset: float
-    position_antialias: bool
-    image_size_pixels: int
+    opens_paths: bool
+    """Whether text may name a file; a `Path` always does, which no client can send."""
+    num_images: int = sys.maxsize
+    """Images."""
+    num_bytes: int = sys.maxsize
+    """Bytes of all image files together."""
+    num_pixels: int = MAX_PIXELS
+    """Width times height of one image."""
 
-    @property
-    def grid(self) -> int:
-        """Patches along a side of the grid that the positions were learned on."""
-        return self.image_size_pixels // self.patch_size_pixels
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return name and shape of every tensor that the weights must hold."""
-        dim, patch = self.embed_dim, self.patch_size_pixels
-        shapes: dict[str, tuple[int, ...]] = {
-            "cls_token": (1, 1, dim),
-            "pos_embed": (1, 1 + self.grid**2, dim),
-            "mask_token": (1, dim),
-            "patch_embed.proj.weight": (dim, self.num_channels, patch, patch),
-            "patch_embed.proj.bias": (dim,),
-            "norm.weight": (dim,),
-            "norm.bias": (dim,),
-        }
-        if self.num_register_tokens:
-            shapes["register_tokens"] = (1, self.num_register_tokens, dim)
-        for index in range(self.depth):
-            block = self._block_shapes()
-            shapes |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
-        return shapes
-
-    def _block_shapes(self) -> dict[str, tuple[int, ...]]:
-        dim, hidden = self.embed_dim, int(self.embed_dim * self.mlp_ratio)
-        layers: dict[str, tuple[int, ...]] = {"norm1": (dim,), "norm2": (dim,)}
-        layers |= {"attn.qkv": (3 * dim, dim), "attn.proj": (dim, dim)}
-        if self.feed_forward == "swiglu":
-            hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
-            layers |= {"mlp.w12": (2 * hidden, dim), "mlp.w3": (dim, hidden)}
-        else:
-            layers |= {"mlp.fc1": (hidden, dim), "mlp.fc2": (dim, hidden)}
-        shapes: dict[str, tuple[int, ...]] = {"ls1.gamma": (dim,), "ls2.gamma": (dim,)}
-        for name, shape in layers.items():
-            shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-        return shapes
+    @classmethod
+    def here(cls) -> Limits:
+        """The limits of this process."""
+        allowed = os.environ.get(ALLOWS_PATHS, "")
+        if not is_serving():
+            return cls(opens_paths=allowed != "0")
+        return cls(
+            opens_paths=allowed == "1",
+            num_images=int(os.environ.get("DINOPIPE_MODEL_MAX_IMAGES", "64")),
+            num_bytes=int(os.environ.get("DINOPIPE_MODEL_MAX_BYTES", str(256 << 20))),
+            num_pixels=int(os.environ.get("DINOPIPE_MODEL_MAX_PIXELS", "50000000")),
+        )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Preprocessing:
-    """Size and normalisation of the images, the section `preprocessing`."""
-
-    size_pixels: int
-    mean: list[float]
-    standard_deviation: list[float]
-
-
-class Backbone:
-    """A vision transformer for inference; arXiv:2304.07193, registers arXiv:2309.16588."""
-
-    def __init__(self, architecture: Architecture, weights: dict[str, Tensor]) -> None:
-        self.architecture = architecture
-        self.weights = weights
-        self._positions: dict[tuple[int, int], Tensor] = {}
-
-    def tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn normalised images [B, C, H, W] into cls [B, D] and patch tokens [B, N, D]."""
-        weights, patch = self.weights, self.architecture.patch_size_pixels
-        height, width = images.shape[2] // patch, images.shape[3] // patch
-        kernel = weights["patch_embed.proj.weight"]
-        embedded = F.conv2d(images, kernel, weights["patch_embed.proj.bias"], stride=patch)
-        patches = embedded.flatten(2).transpose(1, 2)  # [B, N, D]
-        cls = weights["cls_token"].expand(len(images), -1, -1)
-        x = torch.cat([cls, patches], dim=1) + self._position(height, width)
-        if self.architecture.num_register_tokens:
-            registers = weights["register_tokens"].expand(len(images), -1, -1)
-            x = torch.cat([x[:, :1], registers, x[:, 1:]], dim=1)  # [B, 1 + R + N, D]
-        for index in range(self.architecture.depth):
-            x = self._block(x, name=f"blocks.{index}")
-        x = self._norm(x, name="norm")
-        return x[:, 0], x[:, 1 + self.architecture.num_register_tokens :]
-
-    def _block(self, x: Tensor, *, name: str) -> Tensor:
-        attended = self._attention(self._norm(x, name=f"{name}.norm1"), name=f"{name}.attn")
-        x = x + attended * self.weights[f"{name}.ls1.gamma"]
-        fed = self._feed_forward(self._norm(x, name=f"{name}.norm2"), name=f"{name}.mlp")
-        return x + fed * self.weights[f"{name}.ls2.gamma"]
-
-    def _attention(self, x: Tensor, *, name: str) -> Tensor:
-        batch, length, dim = x.shape
-        heads = self.architecture.num_heads
-        qkv = self._linear(x, name=f"{name}.qkv").view(batch, length, 3, heads, dim // heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, tokens, D / heads] each
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return self._linear(attended.transpose(1, 2).flatten(2), name=f"{name}.proj")
-
-    def _feed_forward(self, x: Tensor, *, name: str) -> Tensor:
-        if self.architecture.feed_forward == "swiglu":
-            gate, up = self._linear(x, name=f"{name}.w12").chunk(2, dim=-1)
-            return self._linear(F.silu(gate) * up, name=f"{name}.w3")
-        return self._linear(F.gelu(self._linear(x, name=f"{name}.fc1")), name=f"{name}.fc2")
-
-    def _linear(self, x: Tensor, *, name: str) -> Tensor:
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
-
-    def _norm(self, x: Tensor, *, name: str) -> Tensor:
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        return F.layer_norm(x, weight.shape, weight, bias, eps=1e-6)
-
-    def _position(self, height: int, width: int) -> Tensor:
-        """Positions [1, 1 + h * w, D] of a grid, resampled where it is not the learned one."""
-        if (height, width) not in self._positions:
-            self._positions[height, width] = self._resampled_position(height, width)
-        return self._positions[height, width]
-
-    def _resampled_position(self, height: int, width: int) -> Tensor:
-        learned, grid = self.weights["pos_embed"], self.architecture.grid
-        if (height, width) == (grid, grid):
-            return learned
-        offset = self.architecture.position_offset
-        scales = ((height + offset) / grid, (width + offset) / grid)
-        patches = F.interpolate(
-            learned[:, 1:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2),
-            size=None if offset else (height, width),
-            scale_factor=scales if offset else None,
-            mode="bicubic",
-            antialias=self.architecture.position_antialias,
-        )  # [1, D, h, w]
-        return torch.cat([learned[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+def is_serving() -> bool:
+    """Whether this process answers HTTP, so that a client chooses what `predict` gets."""
+    return any(name in os.environ for name in SERVING_VARIABLES) or any(
+        name in sys.modules for name in SERVERS
+    )
 
 
 class TeacherModel(PythonModel):
     """Embeds images with the teacher's backbone, on the GPU where there is one.
 
     Accepted by `predict`: a DataFrame with the column `image` (or with a single column of any
-    name), a Series, a list, or one item; an item is a path, the bytes of an image file, or those
-    bytes as base64 text. A string is a path where that file exists, base64 otherwise. Arrays:
-    uint8 [B, H, W, C] is preprocessed like a file, float [B, C, H, W] must be normalised already.
+    name), a Series, a list, or one item; an item is the bytes of an image file, those bytes as
+    base64 text, or a path. Arrays: uint8 [B, H, W, C] is preprocessed like a file, float
+    [B, C, H, W] must be normalised already.
+
+    Text is a path where such a file exists, base64 otherwise. In a process that answers HTTP (see
+    `is_serving`) it is base64 only, unless DINOPIPE_MODEL_ALLOWS_PATHS is 1 there, one request is
+    computed at a time, and DINOPIPE_MODEL_MAX_IMAGES (64), DINOPIPE_MODEL_MAX_BYTES (256 MiB, all
+    files of a request) and DINOPIPE_MODEL_MAX_PIXELS (50 million, each image) bound it.
 
     Params: `batch_size`, images per forward pass (64), and `output`: "cls" gives [B, D],
     "cls+patch_mean" [B, 2 D].
     """
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read configuration and weights, and hold the one against the other."""
-        config = json.loads(Path(context.artifacts["config"]).read_bytes())
-        self.architecture = Architecture(**_section(config, "architecture", Architecture))
-        values = _section(config, "preprocessing", Preprocessing)
-        self.preprocessing = Preprocessing(**values)
-        size, patch = self.preprocessing.size_pixels, self.architecture.patch_size_pixels
-        if size % patch:
-            raise ValueError(
-                f"preprocessing.size_pixels {size} of the artifact config is not divisible by "
-                f"architecture.patch_size_pixels {patch}; register with a multiple of {patch}"
-            )
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        weights = load_file(context.artifacts["weights"], device=str(self.device))
-        _check_weights(weights, self.architecture.shapes())
-        floats = {name: tensor.float() for name, tensor in weights.items()}
-        self.backbone = Backbone(self.architecture, floats)
-        self._embed(np.zeros((1, self.architecture.num_channels, size, size), np.float32), "cls")
+        """Read configuration and weights, and check the one against the other."""
+        described = json.loads(Path(context.artifacts["config"]).read_bytes())
+        self.embedder = TeacherEmbedder(
+            described,
+            load_file(context.artifacts["weights"]),
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        )
+        self._lock = threading.Lock()
+        size = self.embedder.preprocessing.size_pixels
+        self.embedder.embed(torch.zeros(1, self.embedder.num_channels, size, size))
 
     def predict(  # the annotation names the form that is served; the others pass as they are
         self,
@@ -213,82 +128,141 @@ class TeacherModel(PythonModel):
         """Return embeddings, float32 [B, D] or [B, 2 D]; see the class for what goes in.
 
         Raises:
-            ValueError: An item cannot be read as an image, or a parameter is unknown.
+            InvalidRequest: An item cannot be read as an image, a parameter is unknown, or a limit
+                is exceeded.
         """
-        batch_size, output = _parameters(params or {})
+        serving = is_serving()
+        with self._lock if serving else nullcontext(), _without_traceback(serving):
+            return self._predict(model_input, params or {}, limits=Limits.here())
+
+    def _predict(
+        self, model_input: object, params: Mapping[str, Any], *, limits: Limits
+    ) -> NDArray[np.float32]:
+        batch_size, output = _parameters(params)
         items = _items(model_input)
-        starts = range(0, len(items), batch_size)
-        parts = [
-            self._embed(self._normalised(items[start : start + batch_size], first=start), output)
-            for start in starts
-        ]
-        width = self.architecture.embed_dim * (1 if output == "cls" else 2)
-        return np.concatenate([np.zeros((0, width), np.float32), *parts])
-
-    @torch.inference_mode()
-    def _embed(self, images: NDArray[np.float32], output: str) -> NDArray[np.float32]:
-        cls, patches = self.backbone.tokens(torch.from_numpy(images).to(self.device))
-        embedded = cls if output == "cls" else torch.cat([cls, patches.mean(dim=1)], dim=1)
-        embeddings: NDArray[np.float32] = embedded.cpu().numpy()
-        return embeddings
-
-    def _normalised(self, items: Items, *, first: int) -> NDArray[np.float32]:
-        """Turn items or an array into normalised images [B, C, H, W]."""
+        if len(items) > limits.num_images:
+            raise InvalidRequest(
+                f"{len(items)} images are more than the {limits.num_images} of one request; send "
+                "them in several"
+            )
+        width = self.embedder.embed_dim * (1 if output == "cls" else 2)
+        embedded = [np.zeros((0, width), np.float32)]
         if isinstance(items, np.ndarray) and items.dtype.kind == "f":
-            return self._checked(np.ascontiguousarray(items, dtype=np.float32))
-        channels = self.architecture.num_channels
-        images = [_image(item, first + index, channels) for index, item in enumerate(items)]
-        size = self.preprocessing.size_pixels
-        squares = np.stack([_resize_and_crop(image, size) for image in images])
-        scaled = squares.reshape(-1, size, size, channels).astype(np.float32) / np.float32(255)
-        means, deviations = self.preprocessing.mean, self.preprocessing.standard_deviation
-        normalised = (scaled - np.asarray(means, np.float32)) / np.asarray(deviations, np.float32)
-        return np.ascontiguousarray(normalised.transpose(0, 3, 1, 2))
+            images = torch.from_numpy(np.ascontiguousarray(items, dtype=np.float32))
+            self._check_normalised(images, limits)
+            embedded += [
+                self.embedder.embed(part, output=output) for part in torch.split(images, batch_size)
+            ]
+        else:
+            reader = _Reader(self.embedder, limits)
+            for start in range(0, len(items), batch_size):
+                batch = items[start : start + batch_size]
+                pixels = [reader.pixels(item, start + index) for index, item in enumerate(batch)]
+                embedded.append(self.embedder.embed_pixels(np.stack(pixels), output=output))
+        return np.concatenate(embedded)
 
-    def _checked(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        channels, patch = self.architecture.num_channels, self.architecture.patch_size_pixels
+    def _check_normalised(self, images: torch.Tensor, limits: Limits) -> None:
+        channels, patch = self.embedder.num_channels, self.embedder.patch_size_pixels
         height, width = images.shape[2:]
         if images.shape[1] != channels or height % patch or width % patch or not height * width:
-            raise ValueError(
+            raise InvalidRequest(
                 f"float array has shape {list(images.shape)}; give normalised images [B, C, H, W] "
                 f"with C = {channels} and H and W multiples of {patch}, or uint8 [B, H, W, C]"
             )
-        return images
+        most = limits.num_images * self.embedder.preprocessing.size_pixels**2
+        if len(images) * height * width > most:
+            raise InvalidRequest(
+                f"float array has shape {list(images.shape)}, more than the {most} pixels of one "
+                "request; send fewer or smaller images"
+            )
 
 
-def _section(config: Any, name: str, kind: type[Architecture | Preprocessing]) -> dict[str, Any]:
-    """Return one section of the configuration, its keys held against the fields expected."""
-    section = config.get(name) if isinstance(config, dict) else None
-    expected = {field.name for field in fields(kind)}
-    if not isinstance(section, dict) or set(section) != expected:
-        found = sorted(section) if isinstance(section, dict) else section
-        raise ValueError(
-            f"section {name} of the artifact config has {found}, expected exactly "
-            f"{sorted(expected)}; register the model again with a complete teacher.json"
-        )
-    return section
+class _Reader:
+    """Reads the items of one request, one after the other."""
+
+    def __init__(self, embedder: TeacherEmbedder, limits: Limits) -> None:
+        self._embedder = embedder
+        self._limits = limits
+        self._num_bytes = 0
+
+    def pixels(self, item: object, index: int) -> NDArray[np.uint8]:
+        """Square [S, S, C] of one item; an error names its position."""
+        try:
+            if isinstance(item, np.ndarray):
+                return self._of_array(item)
+            return self._embedder.decoded(self._content(item), max_pixels=self._limits.num_pixels)
+        except (UnreadableImage, OSError, InvalidRequest) as error:
+            what = f"{item!r:.80}" if isinstance(item, str | Path) else type(item).__name__
+            what = f"{len(item)} bytes" if isinstance(item, bytes) else what
+            raise InvalidRequest(
+                f"item {index} (counted from 0; {what}) cannot be read as an image: {error}; "
+                "give the bytes of a whole image file, or those bytes as base64"
+            ) from error
+
+    def _content(self, item: object) -> bytes:
+        if isinstance(item, bytes | bytearray | memoryview):
+            self._count(len(item))
+            return bytes(item)
+        if isinstance(item, Path) or (isinstance(item, str) and self._is_file(item)):
+            self._count(Path(item).stat().st_size)
+            return Path(item).read_bytes()
+        if not isinstance(item, str):
+            raise InvalidRequest(f"type {type(item).__name__} is none of the known forms")
+        self._count(len(item) * 3 // 4)
+        try:
+            return base64.b64decode("".join(item.split()), validate=True)
+        except (binascii.Error, ValueError) as error:
+            if self._limits.opens_paths:
+                raise InvalidRequest("neither a file that exists here nor base64 text") from error
+            raise InvalidRequest(
+                f"not base64 text, and a server opens no paths unless {ALLOWS_PATHS} is 1"
+            ) from error
+
+    def _is_file(self, text: str) -> bool:
+        try:
+            return self._limits.opens_paths and Path(text).is_file()
+        except (OSError, ValueError):  # base64 text may be too long for a file name
+            return False
+
+    def _count(self, num_bytes: int) -> None:
+        self._num_bytes += num_bytes
+        if self._num_bytes > self._limits.num_bytes:
+            raise InvalidRequest(
+                f"the files hold more than the {self._limits.num_bytes} bytes of one request"
+            )
+
+    def _of_array(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        channels = self._embedder.num_channels
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels:
+            raise InvalidRequest(
+                f"pixels of type {pixels.dtype} and shape {list(pixels.shape)} are not uint8 "
+                f"[H, W, {channels}]"
+            )
+        image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+        return resize_and_crop(image, preprocessing=self._embedder.preprocessing)
 
 
-def _check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    missing, unexpected = sorted(set(shapes) - set(weights)), sorted(set(weights) - set(shapes))
-    differing = [
-        f"{name} {list(weights[name].shape)} instead of {list(shape)}"
-        for name, shape in shapes.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    if missing or unexpected or differing:
-        raise ValueError(
-            f"the artifact weights does not fit section architecture of config: missing {missing}, "
-            f"unexpected {unexpected}, differing shapes {differing}; register both from one export"
-        )
+@contextmanager
+def _without_traceback(serving: bool) -> Iterator[None]:
+    """In a server, errors that are nobody's fault but ours: the log gets them, not the client."""
+    try:
+        yield
+    except Exception as error:
+        if not serving or isinstance(error, MlflowException):
+            raise
+        logger.exception("a request failed")
+        raise MlflowException(
+            "the model failed on this request; the server's log has the reason",
+            error_code=INTERNAL_ERROR,
+        ) from None
 
 
-def _parameters(params: Mapping[str, Any]) -> tuple[int, str]:
+def _parameters(params: Mapping[str, Any]) -> tuple[int, Output]:
     batch_size, output = params.get("batch_size", 64), params.get("output", "cls")
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"params batch_size {batch_size!r} is no integer of at least 1")
+        raise InvalidRequest(f"params batch_size {batch_size!r} is no integer of at least 1")
     if output not in OUTPUTS:
-        raise ValueError(f"params output {output!r} is unknown; choose one of {list(OUTPUTS)}")
+        raise InvalidRequest(f"params output {output!r} is unknown; choose one of {list(OUTPUTS)}")
     return batch_size, output
 
 
@@ -299,7 +273,7 @@ def _items(model_input: object) -> Items:
     if isinstance(model_input, pd.DataFrame):
         columns = list(model_input.columns)
         if IMAGE_COLUMN not in columns and len(columns) != 1:
-            raise ValueError(
+            raise InvalidRequest(
                 f"the data frame has the columns {columns}; put the images into one column named "
                 f"{IMAGE_COLUMN!r}"
             )
@@ -315,85 +289,14 @@ def _items(model_input: object) -> Items:
             return model_input
         if model_input.dtype.kind in "OUS" and model_input.ndim in (1, 2):
             return list(model_input.ravel().tolist())
-        raise ValueError(
+        raise InvalidRequest(
             f"array of type {model_input.dtype} and shape {list(model_input.shape)} is not "
-            "accepted; give uint8 [B, H, W, C], normalised float [B, C, H, W], or paths or bytes"
+            "accepted; give uint8 [B, H, W, C], normalised float [B, C, H, W], or bytes"
         )
-    raise ValueError(
+    raise InvalidRequest(
         f"input of type {type(model_input).__name__} is not accepted; give a data frame with the "
-        f"column {IMAGE_COLUMN!r}, a list of paths, bytes or base64 strings, or an array"
+        f"column {IMAGE_COLUMN!r}, a list of bytes, base64 strings or paths, or an array"
     )
-
-
-def _image(item: object, index: int, num_channels: int) -> Image.Image:
-    """Decode one item to grey or RGB; errors name its position."""
-    try:
-        if isinstance(item, np.ndarray):
-            return _image_of_pixels(item, num_channels)
-        with Image.open(io.BytesIO(_content(item)), formats=FORMATS) as image:
-            upright = _eight_bit(ImageOps.exif_transpose(image))
-            return upright.convert("L" if num_channels == 1 else "RGB")
-    except (*_DAMAGE, struct.error, Image.DecompressionBombError) as error:
-        shown = f"{item!r:.80}" if isinstance(item, str | Path) else type(item).__name__
-        shown = f"{len(item)} bytes" if isinstance(item, bytes) else shown
-        raise ValueError(
-            f"item {index} (counted from 0; {shown}) cannot be read as an image: {error}; give a "
-            "path that exists here, the bytes of a whole image file, or those bytes as base64"
-        ) from error
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Lay transparency over white and scale wide integers, as in training."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        values = np.asarray(image).astype(np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("the image holds values that are not finite")
-        low, high = values.min(), values.max()
-        if image.mode != "F" and low >= 0 and high <= 65_535:
-            low, high = np.float64(0), np.float64(65_535)
-        scaled = (values - low) * (255 / (high - low) if high > low else 0)
-        return Image.fromarray(np.rint(scaled).astype(np.uint8))
-    if image.has_transparency_data:
-        opaque = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
-    return image if image.mode in ("1", "L") else image.convert("RGB")
-
-
-def _content(item: object) -> bytes:
-    if isinstance(item, bytes | bytearray | memoryview):
-        return bytes(item)
-    if not isinstance(item, str | Path):
-        raise ValueError(f"type {type(item).__name__} is neither path nor bytes nor base64 text")
-    is_file = isinstance(item, Path)
-    with suppress(OSError):  # base64 text may be too long for a file name
-        is_file = is_file or Path(item).is_file()
-    if is_file:
-        return Path(item).read_bytes()
-    try:
-        return base64.b64decode("".join(str(item).split()), validate=True)
-    except ValueError as error:
-        raise ValueError("neither a file that exists here nor base64 text") from error
-
-
-def _image_of_pixels(pixels: NDArray[Any], num_channels: int) -> Image.Image:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != num_channels:
-        raise ValueError(
-            f"pixels of type {pixels.dtype} and shape {list(pixels.shape)} are not uint8 "
-            f"[H, W, {num_channels}]"
-        )
-    return Image.fromarray(pixels[:, :, 0] if num_channels == 1 else pixels)
-
-
-def _resize_and_crop(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Resize the shorter side and cut the centre, as the evaluation before registering did."""
-    width, height = image.size
-    shorter = min(width, height)
-    target = size if shorter <= size else round(size * 256 / 224)
-    if shorter != target:
-        width, height = int(target * width / shorter), int(target * height / shorter)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 mlflow.models.set_model(TeacherModel())

@@ -1,4 +1,4 @@
-"""Where a run takes place: work directory, identity and tracking, the same for all its stages."""
+"""The context of a pipeline run: work directory, identity and tracking, one for all stages."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from components.runtime.uris import is_remote, join_uri, local_path
 from dinov2_core.config.frozen import Frozen
 
 
+def sqlite_uri(database: Path) -> str:
+    """The address of an SQLite file for MLflow, which reads `?` and `%` in it as special."""
+    path = str(database)
+    escaped = path.replace("%", "%25").replace("?", "%3F")
+    # With the name of the driver MLflow makes no directory of the escaped name.
+    return f"sqlite:///{path}" if escaped == path else f"sqlite+pysqlite:///{escaped}"
+
+
 class RunContext(Frozen):
     """What all stages of one pipeline run share; no secret belongs here."""
 
@@ -19,13 +27,13 @@ class RunContext(Frozen):
     run_id: str = ""
     """Identity of the pipeline run; empty takes the identity that Kubeflow gave it."""
     run_name: str
-    """Name that people see."""
+    """Name that users see."""
     tracking_uri: str = ""
     """MLflow server or store; empty is an SQLite store in the work directory on this node."""
     experiment: str = "dinopipe"
     """MLflow experiment."""
     use_cache: bool = True
-    """Whether a finished stage with the same inputs and settings is taken over."""
+    """Whether the result of a finished stage with the same inputs and settings is reused."""
     spec_sha256: str = Field("", pattern="^([0-9a-f]{64})?$")
     """Digest of the spec that the run was started from."""
     joined_run: str = ""
@@ -37,11 +45,11 @@ class RunContext(Frozen):
 
     @property
     def root(self) -> Path:
-        """The work directory on this node: the directory itself, or that of the spool."""
+        """The work directory on this node: the directory itself, or that of the cache."""
         return local_path(self.workdir)
 
     def uri_of(self, path: Path) -> str:
-        """The place, for all nodes, of what lies below the work directory on this one."""
+        """Path or URI, for all nodes, of what lies below the work directory on this one."""
         if not is_remote(self.workdir):
             return str(path)
         return join_uri(self.workdir, path.relative_to(self.root).as_posix())
@@ -49,13 +57,13 @@ class RunContext(Frozen):
     @property
     def resolved_tracking_uri(self) -> str:
         """The tracking URI with the embedded store filled in."""
-        return self.tracking_uri or f"sqlite:///{self.root / 'mlflow.db'}"
+        return self.tracking_uri or sqlite_uri(self.root / "mlflow.db")
 
     @property
     def progress_directory(self) -> Path:
-        """Where stages of this run report their progress."""
+        """Directory of the files in which stages of this run report their progress."""
         return self.root / "progress" / self.run_id
 
     def stage_directory(self, stage: str, key: str) -> Path:
-        """Where a stage with this identity keeps its outputs."""
+        """Directory of the outputs of a stage with this identity."""
         return self.root / "stages" / stage / key[:16]

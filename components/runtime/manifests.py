@@ -10,8 +10,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError
 
-from dinov2_core.config.backbone import Backbone
+from dinov2_core.config.backbone import TeacherConfig
 from dinov2_core.config.frozen import Frozen
+from dinov2_core.errors import InputError
 
 
 def digest_of(value: object) -> str:
@@ -53,7 +54,7 @@ class Parent(Frozen):
 
 
 class Manifest(Frozen):
-    """What every manifest says."""
+    """What every manifest holds."""
 
     uri: str
     """Directory or file that holds the bytes: a path or an s3:// URI."""
@@ -66,6 +67,16 @@ class Manifest(Frozen):
     mlflow_run_id: str = ""
     """Run that logged the stage which made it."""
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """What was measured, under the names that MLflow, Kubeflow and run.json show."""
+        return {}
+
+    @property
+    def headline(self) -> str:
+        """The outcome in a line or two, for logs and tables."""
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
+
     def write(self, path: Path) -> None:
         """Write as JSON, atomically."""
         write_atomically(path, self.model_dump_json(indent=2) + "\n")
@@ -75,41 +86,45 @@ class Manifest(Frozen):
         """Read and check a manifest.
 
         Raises:
-            ValueError: The file is missing or is not such a manifest.
+            InputError: The file is missing or is not such a manifest.
         """
         try:
-            return cls.of(path.read_text(encoding="utf-8"), place=str(path))
+            return cls.of(path.read_text(encoding="utf-8"), source=str(path))
         except FileNotFoundError as error:
-            raise ValueError(
+            raise InputError(
                 f"manifest {path} does not exist; run the stage that writes it first"
             ) from error
 
     @classmethod
-    def of(cls, text: str, *, place: str) -> Self:
-        """Check the text of a manifest that was read from some place.
+    def of(cls, text: str, *, source: str) -> Self:
+        """Check the text of a manifest.
+
+        Args:
+            text: JSON.
+            source: Path or URI of it, for messages.
 
         Raises:
-            ValueError: It is not such a manifest.
+            InputError: It is not such a manifest.
         """
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise ValueError(f"{place} is not a {cls.__name__}: {error}") from error
+            raise InputError(f"{source} is not a {cls.__name__}: {error}") from error
 
 
 class AuditReport(Frozen):
-    """How much of what was planted into the pile the curation found."""
+    """How many of the synthetic defects curation found; shares in [0, 1]."""
 
     exact_recall: float
-    """Share of planted byte-identical copies removed, in [0, 1]."""
+    """Share of byte-identical copies that were removed."""
     near_recall: float
-    """Share of planted changed copies removed, in [0, 1]."""
+    """Share of changed copies that were removed."""
     leak_recall: float
-    """Share of planted evaluation images removed, in [0, 1]."""
+    """Share of evaluation images that were removed."""
     corrupt_recall: float
-    """Share of planted defective files set aside, in [0, 1]."""
+    """Share of defective files that were removed."""
     distinct_lost: float
-    """Share of the distinct images of which no copy was kept, in [0, 1]."""
+    """Share of the distinct images of which no copy was kept."""
 
 
 class DatasetManifest(Manifest):
@@ -117,13 +132,13 @@ class DatasetManifest(Manifest):
 
     kind: Literal["dataset"] = "dataset"
     num_images: int = Field(ge=0)
-    """Images found in the pile."""
+    """Files that were scanned."""
     num_kept: int = Field(ge=0)
     """Images kept, all of them in the shards."""
     reasons: dict[str, int]
-    """Number of images set aside, by reason."""
+    """Number of files dropped, by reason."""
     table_uri: str
-    """Parquet file with one row per image of the pile."""
+    """Parquet file with one row per scanned file."""
     shards_uri: str
     """Directory of the shards and of their index."""
     num_shards: int = Field(ge=0)
@@ -131,24 +146,35 @@ class DatasetManifest(Manifest):
     size_bytes: int = Field(ge=0)
     """Bytes of all shards."""
     audit: AuditReport | None = None
-    """Present if defects were planted."""
+    """Null without synthetic defects."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Counts, and what the audit found."""
+        counts = {"num_images": self.num_images, "num_kept": self.num_kept}
+        counts |= {f"set_aside/{reason}": count for reason, count in self.reasons.items()}
+        audit = self.audit.model_dump() if self.audit is not None else {}
+        shares = {f"audit/{name}": share for name, share in audit.items()}
+        return {name: float(value) for name, value in (counts | shares).items()}
+
+    @property
+    def headline(self) -> str:
+        """How many images were kept, why others were not, and what the audit found."""
+        reasons = ", ".join(f"{count} {name}" for name, count in self.reasons.items()) or "none"
+        line = f"{self.num_kept} of {self.num_images} kept; set aside: {reasons}"
+        audit = self.audit
+        if audit is None:
+            return line
+        return (
+            f"{line}\nfound of what was planted: {audit.exact_recall:.1%} of exact copies, "
+            f"{audit.near_recall:.1%} of near copies, {audit.leak_recall:.1%} of leaks, "
+            f"{audit.corrupt_recall:.1%} of corrupt files; "
+            f"{audit.distinct_lost:.2%} of distinct images lost"
+        )
 
     def counts_add_up(self) -> bool:
-        """Whether every image is either kept or set aside for one reason."""
+        """Whether every file is either kept or dropped for one reason."""
         return self.num_images == self.num_kept + sum(self.reasons.values())
-
-
-class TeacherConfig(Frozen):
-    """What is needed to run exported teacher weights."""
-
-    backbone: Backbone
-    """Architecture of the teacher."""
-    image_size_pixels: int
-    """Resolution whose grid of positions the weights hold."""
-    mean: tuple[float, ...]
-    """Per channel, subtracted from values in [0, 1]."""
-    standard_deviation: tuple[float, ...]
-    """Per channel, divides after the mean."""
 
 
 class CheckpointManifest(Manifest):
@@ -170,6 +196,21 @@ class CheckpointManifest(Manifest):
     images_per_second: float
     """Mean training throughput over all ranks."""
 
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Losses of the last step, throughput and steps."""
+        losses = {f"loss/{name}": value for name, value in self.final_losses.items()}
+        return {**losses, "images_per_second": self.images_per_second, "step": float(self.step)}
+
+    @property
+    def headline(self) -> str:
+        """How long and how fast it was trained, with the last losses."""
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in self.final_losses.items())
+        return (
+            f"{self.step} steps at {self.teacher.image_size_pixels} px, "
+            f"{self.images_per_second:.0f} images/s; {losses}"
+        )
+
 
 class EvaluationReport(Manifest):
     """What the teacher's features are worth."""
@@ -181,6 +222,23 @@ class EvaluationReport(Manifest):
     """Digest of the evaluation sets and of how they were measured."""
     pictures: tuple[str, ...]
     """PNG files."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The metrics."""
+        return dict(self.metrics)
+
+    @property
+    def headline(self) -> str:
+        """Each accuracy beside its baselines; all metrics without labelled sets."""
+        lines = []
+        for name, value in self.metrics.items():
+            untrained = self.metrics.get(f"{name}_untrained")
+            pixels = self.metrics.get(f"{name}_pixels")
+            if untrained is not None and pixels is not None:
+                baselines = f"untrained {untrained:.1%}, raw pixels {pixels:.1%}"
+                lines.append(f"{name} {value:.1%} ({baselines})")
+        return "\n".join(lines) or super().headline
 
 
 class Registration(Manifest):
@@ -197,3 +255,13 @@ class Registration(Manifest):
     """Why, in a sentence with the numbers."""
     tracking_uri: str
     """Tracking server or store that holds it."""
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The version."""
+        return {"model_version": float(self.model_version)}
+
+    @property
+    def headline(self) -> str:
+        """The version, its alias and why."""
+        return f"version {self.model_version} is {self.alias}: {self.decision}"

@@ -8,17 +8,15 @@ from pathlib import Path
 from components.runtime.manifests import Manifest, write_atomically
 
 
-def write_executor_output(
-    executor_input: str, *, manifest: Manifest, metrics: dict[str, float]
-) -> None:
+def write_executor_output(executor_input: str, *, manifest: Manifest) -> None:
     """Write the file that makes artifact metadata and metrics visible in Kubeflow.
 
     Without it a container's artifact outputs are lost when a pipeline runs locally.
 
     Args:
-        executor_input: JSON that Kubeflow put in the place of `{{$}}`; empty outside of it.
-        manifest: Its facts become the metadata of every artifact that is not a metric.
-        metrics: Become the metadata of the artifact named `metrics`, if the stage has one.
+        executor_input: JSON that Kubeflow puts for `{{$}}`; empty outside of it.
+        manifest: Its numbers become the metadata of the artifact named `metrics`, if the stage has
+            one, its facts those of every other.
     """
     if not executor_input:
         return
@@ -26,7 +24,7 @@ def write_executor_output(
     described: dict[str, object] = {}
     for name, entry in outputs.get("artifacts", {}).items():
         artifact = entry["artifacts"][0]
-        metadata = metrics if name == "metrics" else _metadata(manifest)
+        metadata = manifest.numbers if name == "metrics" else _metadata(manifest)
         described[name] = {
             "artifacts": [
                 {"name": artifact.get("name", name), "uri": artifact["uri"], "metadata": metadata}

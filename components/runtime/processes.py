@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dinov2_core.errors import InputError
+
 COMPUTING = {
     "OMP_WAIT_POLICY": "passive",
     "GLIBC_TUNABLES": (
@@ -45,7 +47,7 @@ def exclusive_directory(directory: Path) -> Iterator[int]:
     cleaning up after a kill.
 
     Raises:
-        ValueError: Another process holds it.
+        InputError: Another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "lock"
@@ -54,7 +56,7 @@ def exclusive_directory(directory: Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise ValueError(
+            raise InputError(
                 f"{directory} is in use by process {file.read().strip()}; wait for that run to "
                 "end, or end it first"
             ) from error

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 
-from components.runtime.manifests import write_atomically
+from components.runtime.manifests import Manifest, write_atomically
 from dinov2_core.config.frozen import Frozen
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ class Progress(Frozen):
     stage: str
     """Stage that reports."""
     state: Literal["running", "succeeded", "cached", "failed"] = "running"
-    """How it stands."""
+    """Whether it runs or how it ended."""
     task: str = ""
     """Part of the stage at work, such as `embedding`."""
     done: int = 0
@@ -45,6 +45,10 @@ class Progress(Frozen):
     """Time since the stage started."""
     manifest_uri: str = ""
     """Manifest of a stage that is finished."""
+    outputs: str = ""
+    """Directory, file or address of what it made."""
+    numbers: dict[str, float] = Field({})
+    """What the manifest has measured."""
 
     @property
     def line(self) -> str:
@@ -62,7 +66,7 @@ class Progress(Frozen):
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    """Seconds for a log: `42 s`, `3 min 05 s`, `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -129,10 +133,12 @@ class Reporter:
         state: Literal["succeeded", "cached", "failed"],
         *,
         detail: str = "",
+        manifest: Manifest | None = None,
         manifest_uri: str = "",
     ) -> None:
-        """Report how the stage ended."""
+        """Report how the stage ended; a manifest gives the detail itself."""
         seconds = time.monotonic() - self._started
+        detail = manifest.headline if manifest is not None else detail
         self._write(
             Progress(
                 stage=self._stage,
@@ -140,10 +146,12 @@ class Reporter:
                 detail=detail,
                 seconds=seconds,
                 manifest_uri=manifest_uri,
+                outputs=manifest.uri if manifest is not None else "",
+                numbers=manifest.numbers if manifest is not None else {},
             )
         )
         ended = f"[{self._stage}] {state} after {duration(seconds)}"
-        logger.info("%s", f"{ended}: {detail}" if detail else ended)
+        logger.info("%s", f"{ended}: {detail}".replace("\n", "; ") if detail else ended)
 
     def _write(self, progress: Progress) -> None:
         if self._path is not None:

@@ -1,19 +1,18 @@
-"""The only door to boto3: objects of any S3 endpoint, verified on the way in and out.
+"""The only user of boto3: objects of any S3 endpoint, verified on the way in.
 
 Endpoint and credentials come from the environment, the pod's role or a mounted file, as boto3
-finds them. Every object that is written carries the sha256 of its bytes.
+finds them. botocore checks what it sends and repeats single requests and parts; the retry policy
+repeats what still fails. Each object is written with the sha256 of its bytes: botocore verifies
+nothing that it fetches in ranges, and many stores keep none of its checksums.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
-import random
-import re
 import threading
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,43 +21,34 @@ from typing import Any, TypeVar
 import boto3
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
+from botocore import exceptions as boto
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-)
 
-from components.runtime.uris import SCHEME, bucket_and_key
+from components.runtime.fencing import check_fence
+from components.runtime.manifests import digest_of_file
+from components.runtime.retry import QUICK, current_policy, retried
+from components.runtime.uris import SCHEME, bucket_and_key, without_password
+from dinov2_core.errors import DinopipeError, ObjectUnreadable, StoreRefused, StoreUnavailable
 
-logger = logging.getLogger(__name__)
-
-ATTEMPTS = 4
-"""How often an object is sent or fetched before giving up, beside the client's own retries."""
 PART_BYTES = 32 * 2**20
 """Objects larger than this go in parts of this size, several at a time."""
+DOWNLOADS = 3
+"""How often an object may arrive damaged before it counts as unreadable."""
 SHA256 = "sha256"
 ABSENT = ("404", "NoSuchKey", "NotFound")
-REFUSED = ("412", "PreconditionFailed", "409", "ConditionalRequestConflict")
-NOT_IMPLEMENTED = "501"
-EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidAccessKeyId")
-TRANSIENT = ("RequestTimeout", "SlowDown", "InternalError", "BadDigest", "IncompleteBody")
-FAILURES = (BotoCoreError, ClientError, Boto3Error, ConnectionError, TimeoutError)
+CONDITION_FAILED = ("412", "PreconditionFailed", "409", "ConditionalRequestConflict")
+EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired")
+DENIED = ("403", "AccessDenied")
+TRANSIENT = ("429", "BadDigest", "IncompleteBody", "RequestTimeout", "SlowDown", "Throttling")
+"""Answers, beside those from 500 on, after which the same request may succeed."""
+FAILURES = (boto.BotoCoreError, boto.ClientError, Boto3Error, ConnectionError, TimeoutError)
+"""What boto3 raises."""
+NO_CREDENTIALS = (boto.NoCredentialsError, boto.PartialCredentialsError)
+NO_METADATA = (boto.CredentialRetrievalError, boto.MetadataRetrievalError)
+NO_CONNECTION = (boto.ConnectionError, boto.HTTPClientError, boto.IncompleteReadError, OSError)
+DAMAGE = (boto.ChecksumError, boto.FlexibleChecksumError)
 _LOCK = threading.Lock()
 _T = TypeVar("_T")
-
-
-class StorageError(ValueError):
-    """A place could not be listed or reached; the message says which and what to do."""
-
-
-class StoreUnreachable(StorageError):
-    """The store does not answer, or not as it should; later it may."""
-
-
-class ObjectUnreadable(OSError):
-    """One object cannot be read, while the store answers; the others may be fine."""
 
 
 class ObjectTaken(Exception):
@@ -66,7 +56,7 @@ class ObjectTaken(Exception):
 
 
 class _Damaged(Exception):
-    """What arrived is not what was sent."""
+    """What arrived is not what was written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +75,12 @@ def objects_with_prefix(uri: str) -> list[RemoteObject]:
     """Objects whose URI begins so.
 
     Raises:
-        StorageError: No credentials, no such bucket, no permission, no connection.
+        StoreRefused: No credentials, no such bucket, no permission.
+        StoreUnavailable: The store does not answer, or not as it should.
     """
     bucket, prefix = bucket_and_key(uri)
-    try:
+
+    def once() -> list[RemoteObject]:
         pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
         return [
             RemoteObject(
@@ -99,23 +91,21 @@ def objects_with_prefix(uri: str) -> list[RemoteObject]:
             for page in pages
             for entry in page.get("Contents", [])
         ]
-    except FAILURES as error:
-        raise _explained(error, uri) from error
+
+    return _request(once, uri)
 
 
 def find(uri: str) -> RemoteObject | None:
     """The object of a URI; None where there is none.
 
     Raises:
-        StorageError: As for `objects_with_prefix`.
+        StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
     """
     bucket, key = bucket_and_key(uri)
     try:
-        head = _client().head_object(Bucket=bucket, Key=key)
-    except FAILURES as error:
-        if _code(error) in ABSENT:
-            return None
-        raise _explained(error, uri) from error
+        head = _request(lambda: _client().head_object(Bucket=bucket, Key=key), uri)
+    except ObjectUnreadable:
+        return None
     return RemoteObject(
         uri=uri,
         size_bytes=head["ContentLength"],
@@ -128,8 +118,8 @@ def read(uri: str) -> bytes:
     """Bytes of one small object.
 
     Raises:
-        ObjectUnreadable: The store refuses this object, or it is damaged.
-        StorageError: The store does not answer, or there are no credentials.
+        ObjectUnreadable: There is no such object, it may not be read, or it is damaged.
+        StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
     """
     bucket, key = bucket_and_key(uri)
 
@@ -141,12 +131,57 @@ def read(uri: str) -> bytes:
             raise _Damaged("its bytes are not those that were written")
         return content
 
+    return _undamaged(once, uri)
+
+
+def download(uri: str, path: Path) -> str:
+    """Fetch an object; the file appears whole or not at all. Gives the object's etag.
+
+    Raises:
+        ObjectUnreadable: There is no such object, it may not be read, or it is damaged.
+        StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
+    """
+    bucket, key = bucket_and_key(uri)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+
+    def once() -> str:
+        head = _client().head_object(Bucket=bucket, Key=key)
+        _client().download_file(bucket, key, str(partial), Config=_transfer())
+        known = head["Metadata"].get(SHA256)
+        if known and digest_of_file(partial) != known:
+            raise _Damaged("its bytes are not those that were written")
+        return str(head["ETag"])
+
     try:
-        return _repeated(once, uri)
-    except StorageError as error:
-        if isinstance(error.__cause__, ClientError | _Damaged):
-            raise ObjectUnreadable(str(error)) from error
-        raise
+        etag = _undamaged(once, uri)
+        partial.replace(path)
+        return etag
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_range(found: RemoteObject, *, start: int, size: int) -> bytes:
+    """Some bytes of an object, as long as it is the one that was found.
+
+    Raises:
+        ObjectUnreadable: It was removed or replaced meanwhile, or may not be read.
+        StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
+    """
+    bucket, key = bucket_and_key(found.uri)
+    part = f"bytes={start}-{start + size - 1}"
+
+    def once() -> bytes:
+        try:
+            answer = _client().get_object(Bucket=bucket, Key=key, Range=part, IfMatch=found.etag)
+        except boto.ClientError as error:
+            if _code(error) in CONDITION_FAILED:
+                raise ObjectUnreadable(f"{found.uri} was replaced while it was read") from error
+            raise
+        content: bytes = answer["Body"].read()
+        return content
+
+    return _undamaged(once, found.uri)
 
 
 def write(uri: str, content: bytes, *, replaces: str | None = None) -> str:
@@ -159,8 +194,10 @@ def write(uri: str, content: bytes, *, replaces: str | None = None) -> str:
             replaces anything, and so does all else on a store that knows no conditions.
 
     Raises:
-        ObjectTaken: Another object is there than the one that may be replaced.
-        StorageError: It cannot be written.
+        ObjectTaken: Another object is there than the one that may be replaced. It may be this
+            one, from an attempt whose answer was lost.
+        LeaseLost: Another run works there now.
+        StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
     """
     bucket, key = bucket_and_key(uri)
     condition: dict[str, str] = {}
@@ -169,173 +206,148 @@ def write(uri: str, content: bytes, *, replaces: str | None = None) -> str:
     metadata = {SHA256: hashlib.sha256(content).hexdigest()}
 
     def once() -> str:
-        answer = _client().put_object(
-            Bucket=bucket, Key=key, Body=content, Metadata=metadata, **condition
-        )
-        return _checked(uri, size_bytes=len(content), etag=answer["ETag"])
+        check_fence(uri)
+        try:
+            answer = _client().put_object(
+                Bucket=bucket, Key=key, Body=content, Metadata=metadata, **condition
+            )
+        except boto.ClientError as error:
+            if condition and _code(error) in (*CONDITION_FAILED, *ABSENT):
+                raise ObjectTaken(uri) from error
+            raise
+        return str(answer["ETag"])
 
     try:
-        return _repeated(once, uri)
-    except StorageError as error:
-        code = _code(error.__cause__)
-        if condition and code in (*REFUSED, *ABSENT):
-            raise ObjectTaken(uri) from error
-        if condition and code == NOT_IMPLEMENTED:
+        return _request(once, uri)
+    except StoreRefused as error:
+        if condition and error.status == 501:
             return write(uri, content)
         raise
 
 
 def upload(path: Path, uri: str) -> str:
-    """Send a file of any size; gives the object's etag. The file must not change meanwhile.
+    """Copy a file of any size there; gives the object's etag. The file must not change meanwhile.
 
     Raises:
-        StorageError: It cannot be written.
+        LeaseLost: Another run works there now.
+        StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
     """
     bucket, key = bucket_and_key(uri)
-    with path.open("rb") as file:
-        metadata = {SHA256: hashlib.file_digest(file, "sha256").hexdigest()}
-    size = path.stat().st_size
+    metadata = {SHA256: digest_of_file(path)}
 
     def once() -> str:
+        check_fence(uri)
         _client().upload_file(
             str(path), bucket, key, ExtraArgs={"Metadata": metadata}, Config=_transfer()
         )
-        return _checked(uri, size_bytes=size)
+        return str(_client().head_object(Bucket=bucket, Key=key)["ETag"])
 
-    return _repeated(once, uri)
-
-
-def download(uri: str, path: Path) -> str:
-    """Fetch an object; the file appears whole or not at all. Gives the object's etag.
-
-    Raises:
-        ObjectUnreadable: There is no such object, or it stays damaged.
-        StorageError: The store does not answer, or there are no credentials.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-
-    def once() -> str:
-        found = find(uri)
-        if found is None:
-            raise ObjectUnreadable(f"{uri} does not exist")
-        bucket, key = bucket_and_key(uri)
-        _client().download_file(bucket, key, str(partial), Config=_transfer())
-        _verify(partial, found)
-        return found.etag
-
-    try:
-        etag = _repeated(once, uri)
-        partial.replace(path)
-        return etag
-    except StorageError as error:
-        if isinstance(error.__cause__, _Damaged):
-            raise ObjectUnreadable(str(error)) from error
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
+    return _request(once, uri)
 
 
 def delete(uris: list[str]) -> None:
     """Remove objects; those that are not there are no error.
 
     Raises:
-        StorageError: They cannot be removed.
+        LeaseLost: Another run works there now.
+        StoreRefused, StoreUnavailable: As for `objects_with_prefix`.
     """
     for uri in uris:  # one by one: some stores have no bulk removal, or want an MD5 for it
-        bucket, key = bucket_and_key(uri)
+        with suppress(ObjectUnreadable):
+            _delete(uri)
+
+
+def _delete(uri: str) -> None:
+    bucket, key = bucket_and_key(uri)
+    check_fence(uri)
+    _request(lambda: _client().delete_object(Bucket=bucket, Key=key), uri)
+
+
+def _undamaged(fetch: Callable[[], _T], uri: str) -> _T:
+    """What a fetch gives, which may find one object absent, forbidden or damaged."""
+
+    def once() -> _T:
         try:
-            _client().delete_object(Bucket=bucket, Key=key)
-        except FAILURES as error:
-            if _code(error) not in ABSENT:
-                raise _explained(error, uri) from error
+            return fetch()
+        except DAMAGE as error:
+            raise _Damaged(str(error)) from error
 
-
-def _verify(path: Path, expected: RemoteObject) -> None:
-    size = path.stat().st_size
-    if size != expected.size_bytes:
-        raise _Damaged(f"{size} of {expected.size_bytes} bytes arrived")
-    if not expected.sha256:
-        return
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
-            raise _Damaged("its bytes are not those that were written")
-
-
-def _checked(uri: str, *, size_bytes: int, etag: str = "") -> str:
-    """The etag of what was just written, if all of it is there."""
-    found = find(uri)
-    if found is None or found.size_bytes != size_bytes:
-        there = found.size_bytes if found else 0
-        raise _Damaged(f"{there} of {size_bytes} bytes are there")
-    return etag or found.etag
-
-
-def _repeated(work: Callable[[], _T], uri: str) -> _T:
-    """Do it until it is done, with growing pauses; what waiting does not heal fails at once."""
-    for attempt in range(1, ATTEMPTS + 1):
+    for _ in range(DOWNLOADS):
         try:
-            return work()
-        except ObjectUnreadable:
+            return _request(once, uri)
+        except _Damaged as error:
+            damage = error
+        except StoreRefused as error:
+            if _code(error.__cause__) in DENIED:
+                raise ObjectUnreadable(str(error)) from error
             raise
-        except (*FAILURES, _Damaged) as error:
+    raise ObjectUnreadable(
+        f"{uri} was damaged on the way {DOWNLOADS} times ({damage}); check the network and "
+        "whatever lies between here and the store"
+    ) from damage
+
+
+def _request(call: Callable[[], _T], uri: str) -> _T:
+    """What a call of boto3 gives, with errors of ours, repeated while the store is at fault."""
+
+    def once() -> _T:
+        try:
+            return call()
+        except FAILURES as error:
             if _code(error) in EXPIRED:
-                _cached_client.cache_clear()
-            if attempt == ATTEMPTS or not _may_heal(error):
-                raise _explained(error, uri) from error
-            logger.debug("%s: attempt %d failed (%s)", uri, attempt, error)
-            time.sleep(random.uniform(0.5, 1.0) * 2 ** (attempt - 1))
-    raise AssertionError(ATTEMPTS)
+                _cached_client.cache_clear()  # the next attempt reads the credentials again
+            raise explained(error, uri) from error
+
+    return retried(once)
 
 
-def _may_heal(error: Exception) -> bool:
-    """Whether the same request may succeed a moment later."""
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return False
+def explained(error: Exception, uri: str) -> DinopipeError:
+    """An error of boto3 as one of ours.
+
+    Args:
+        error: One of FAILURES.
+        uri: What was asked for.
+    """
     code = _code(error)
-    if code == NOT_IMPLEMENTED:
-        return False
-    return not code or code in (*EXPIRED, *TRANSIENT) or code.startswith("5")
+    answered = f"S3 answered {code} for {uri}"
+    if isinstance(error, NO_CREDENTIALS):
+        return StoreRefused(
+            f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            f"AWS_PROFILE, or give the pod a role (never in the spec)"
+        )
+    if not code:
+        reason = without_password(str(error))
+        if isinstance(error, (*NO_CONNECTION, *NO_METADATA, *DAMAGE, Boto3Error)):
+            return StoreUnavailable(
+                f"S3 is not reachable for {uri} ({reason}); check AWS_ENDPOINT_URL and the network"
+            )
+        return StoreRefused(f"S3 cannot be asked for {uri} ({reason}); check the AWS_* variables")
+    if code == "501":
+        return StoreRefused(f"{answered}; use a store that knows this request", status=501)
+    if code in EXPIRED:
+        return StoreUnavailable(f"{answered}; renew the credentials")
+    if code.startswith("5") or code in TRANSIENT:
+        return StoreUnavailable(f"{answered}; see that the store is well")
+    if code in ABSENT:
+        return ObjectUnreadable(f"{answered}; check bucket, key and permissions")
+    if code == "NoSuchBucket":
+        return StoreRefused(f"{answered}; create the bucket {bucket_and_key(uri)[0]} first")
+    return StoreRefused(
+        f"{answered}; check the credentials, and that they may list, read, write and delete there",
+        status=403 if code in DENIED else 400,
+    )
 
 
 def _code(error: BaseException | None) -> str:
     """What the store answered, the number for server errors; empty where it did not answer."""
     if isinstance(error, Boto3Error):  # the transfer's wrapper
         error = error.__context__
-    if not isinstance(error, ClientError):
+    if not isinstance(error, boto.ClientError):
         return ""
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return str(status) if status >= 500 else str(error.response["Error"].get("Code", "unknown"))
-
-
-def _explained(error: Exception, uri: str) -> StorageError:
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return StorageError(
-            f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-            f"AWS_PROFILE, or give the pod a role (never in the spec)"
-        )
-    if isinstance(error, _Damaged):
-        return StoreUnreachable(
-            f"{uri} was damaged on the way {ATTEMPTS} times ({error}); check the network and "
-            "whatever lies between here and the store"
-        )
-    code = _code(error)
-    if code == "NoSuchBucket":
-        bucket = bucket_and_key(uri)[0]
-        return StorageError(f"S3 answered {code} for {uri}; create the bucket {bucket} first")
-    if code in ("403", "AccessDenied", "SignatureDoesNotMatch", *EXPIRED):
-        return StorageError(
-            f"S3 answered {code} for {uri}; check the credentials, and that they may list, read, "
-            "write and delete there"
-        )
-    if code.startswith("5"):
-        return StoreUnreachable(f"S3 answered {code} for {uri}; see that the store is well")
-    if code:
-        return StorageError(f"S3 answered {code} for {uri}; check bucket, prefix and permissions")
-    told = re.sub(r"//[^/@\s]*@", "//", str(error))  # an endpoint may hold a password
-    return StoreUnreachable(
-        f"S3 is not reachable for {uri} ({told}); check AWS_ENDPOINT_URL and the network"
-    )
+    if status >= 500 or status == 429:
+        return str(status)
+    return str(error.response["Error"].get("Code") or status)
 
 
 def _transfer() -> TransferConfig:
@@ -347,16 +359,25 @@ def _transfer() -> TransferConfig:
 def _client() -> Any:
     """The client of this process and of the environment as it is now."""
     names = sorted(name for name in os.environ if name.startswith("AWS_"))
+    is_quick = current_policy() is QUICK
     with _LOCK:  # sessions are not made by two threads at a time
-        return _cached_client(os.getpid(), *(f"{name}={os.environ[name]}" for name in names))
+        return _cached_client(
+            is_quick, os.getpid(), *(f"{name}={os.environ[name]}" for name in names)
+        )
 
 
 @lru_cache(maxsize=4)
-def _cached_client(*_identity: int | str) -> Any:
+def _cached_client(is_quick: bool, *_identity: int | str) -> Any:
     settings = Config(
-        retries={"max_attempts": 5, "mode": "standard"},
-        connect_timeout=5,
-        read_timeout=30,
+        retries={"total_max_attempts": 1 if is_quick else 5, "mode": "standard"},
+        connect_timeout=2 if is_quick else 5,
+        read_timeout=5 if is_quick else 30,
         max_pool_connections=16,
     )
-    return boto3.Session().client("s3", config=settings)
+    try:
+        return boto3.Session().client("s3", config=settings)
+    except ValueError as error:  # botocore's own class for an address that is none
+        raise StoreRefused(
+            f"{without_password(str(error))}; set AWS_ENDPOINT_URL to http(s)://HOST[:PORT], and "
+            "AWS_REGION to the store's"
+        ) from error

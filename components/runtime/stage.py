@@ -6,25 +6,27 @@ import argparse
 import json
 import logging
 import os
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
+
+from pydantic import ValidationError
 
 from components.runtime.context import RunContext
-from components.runtime.copying import Copier
-from components.runtime.lease import leased
-from components.runtime.logging import set_up_logging
+from components.runtime.file_errors import full_disk_explained
+from components.runtime.interrupts import sigterm_like_interrupt
+from components.runtime.lease import Lease, leased
+from components.runtime.logging import log_error, set_up_logging
 from components.runtime.manifests import Manifest, Parent, digest_of
 from components.runtime.outputs import write_executor_output
-from components.runtime.processes import die_with_parent, exclusive_directory
+from components.runtime.periodic_upload import PeriodicUpload
+from components.runtime.processes import exclusive_directory
 from components.runtime.progress import Reporter
+from components.runtime.retry import ONCE, retrying_with
 from components.runtime.storage import (
     LOCK_FILES,
-    StorageError,
     delete,
     download,
     exists,
@@ -35,35 +37,26 @@ from components.runtime.storage import (
     upload,
     write_text,
 )
-from components.runtime.tracking import (
-    TRACKING_ERRORS,
-    StageRun,
-    Tracker,
-    TrackingUnreachable,
-    join_injected_run,
-    package_version,
-)
+from components.runtime.system_facts import package_version
+from components.runtime.tracking import StageRun, Tracker, join_injected_run
 from dinov2_core.config.frozen import Frozen
+from dinov2_core.errors import (
+    DinopipeError,
+    InputError,
+    LeaseLost,
+    SettingsError,
+    Stopped,
+    message_of,
+)
 
 logger = logging.getLogger(__name__)
 
 Output = TypeVar("Output", bound=Manifest)
 
-WRONG_INPUT = 2
-"""Exit code for what a person can put right."""
-
-
-class StageFailed(Exception):
-    """A process that the stage started failed; the message is what the person should read."""
-
-
-FOR_PEOPLE = (ValueError, StorageError, TrackingUnreachable, StageFailed)
-"""Errors whose message says all that is needed; others are shown with their traceback."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageContext:
-    """What a stage's work may use."""
+    """What a stage's work gets from its frame."""
 
     directory: Path
     """Kept between attempts of the same work; outputs go here."""
@@ -72,24 +65,24 @@ class StageContext:
     run: StageRun
     """MLflow run of the stage."""
     report: Reporter
-    """Progress."""
+    """Takes the progress."""
     config_sha256: str
-    """For the manifest."""
+    """Digest of the settings, for the manifest."""
     parents: tuple[Parent, ...]
-    """For the manifest."""
+    """Manifests that the stage reads, for its own."""
     context: RunContext
-    """Of the pipeline run."""
+    """What all stages of the pipeline run share."""
 
     def uri(self, path: Path) -> str:
-        """What a manifest calls a place below the directory."""
+        """Path or URI, for manifests, of what lies below the directory."""
         return self.context.uri_of(path)
 
     def download(self, uri: str) -> Path:
-        """Where on this node a place is that a manifest names; see `storage.download`."""
+        """Path on this node of what a manifest names; see `storage.download`."""
 
         def progress(done: int, total: int) -> None:
             if total:
-                self.report("fetching", done // 10**6, total // 10**6, unit="megabyte")
+                self.report("downloading", done // 10**6, total // 10**6, unit="megabyte")
 
         return download(uri, progress=progress)
 
@@ -99,21 +92,21 @@ class Stage(Generic[Output]):
     """One stage's work and what identifies it."""
 
     manifest_type: type[Output]
-    """What it writes."""
+    """Type of the manifest that it writes."""
     settings: Frozen
     """Logged as parameters."""
     identity: object
-    """Settings that may change the result, without places, and digests of what it reads."""
+    """Settings that may change the result, without paths, and digests of what it reads."""
     parents: tuple[Manifest, ...]
     """Manifests it reads."""
     work: Callable[[StageContext], Output]
-    """Does it."""
-    metrics: Callable[[Output], dict[str, float]]
-    """Numbers to show for a manifest."""
-    holds: Callable[[Output, StageRun], bool] = lambda manifest, _: exists(manifest.uri)
+    """Makes what the manifest describes."""
+    is_intact: Callable[[Output, StageRun], bool] = lambda manifest, _: exists(manifest.uri)
     """Whether what an earlier manifest describes is still there."""
+    complete_tracking: Callable[[Output, StageRun], None] = lambda *_: None
+    """Sends to MLflow what the work could not, whether it was done now or is reused."""
     scratch: tuple[str, ...] = ()
-    """Names in the directory that no other stage reads, and that a store does not get."""
+    """Names in the directory that no other stage reads, and that are not uploaded."""
 
 
 def stage_parser(description: str, *inputs: str) -> argparse.ArgumentParser:
@@ -125,16 +118,22 @@ def stage_parser(description: str, *inputs: str) -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", required=True, type=Path, help=f"manifest: {name}")
     parser.add_argument("--output", required=True, type=Path, help="manifest to write")
     parser.add_argument("--kubeflow-run", default="", help="identity of the Kubeflow run")
-    parser.add_argument("--executor-input", default="", help="what Kubeflow says of the outputs")
+    parser.add_argument("--executor-input", default="", help="outputs that Kubeflow expects, JSON")
     return parser
 
 
 def context_of(args: argparse.Namespace) -> RunContext:
     """The run context, with Kubeflow's run identity and MLflow run where none was given.
 
-    On this machine the identity is given, so that variables of a person's shell join nothing.
+    On this machine the identity is given, so that variables of the user's shell join nothing.
+
+    Raises:
+        SettingsError: The flag holds no context.
     """
-    context = RunContext.model_validate_json(args.context)
+    try:
+        context = RunContext.model_validate_json(args.context)
+    except ValidationError as error:
+        raise SettingsError(f"--context is not valid: {error}") from error
     if args.kubeflow_run and not context.run_id:
         context = join_injected_run(context, os.environ)
     run_id = context.run_id or args.kubeflow_run or "by-hand"
@@ -142,24 +141,19 @@ def context_of(args: argparse.Namespace) -> RunContext:
 
 
 def entry_point(name: str, main: Callable[[], int]) -> int:
-    """Run a stage's `main` so that a person sees its error last; gives the exit code."""
-    set_up_logging()
-    if os.environ.get("DINOPIPE_DIE_WITH_PARENT"):
-        die_with_parent()
+    """Run a stage's `main`; logs what ended it and gives the exit code that follows from it."""
     try:
-        return main()
-    except FOR_PEOPLE as error:
-        logger.error("%s: %s", name, error)
-        return 1 if isinstance(error, StageFailed) else WRONG_INPUT
-    except Exception:
-        traceback.print_exc(file=sys.stderr)
-        return 1
+        with sigterm_like_interrupt():
+            set_up_logging()
+            return main()
+    except (Exception, KeyboardInterrupt) as error:
+        return log_error(error, name=name)
 
 
 def run_stage(
     name: str, *, args: argparse.Namespace, prepare: Callable[[argparse.Namespace], Stage[Output]]
 ) -> int:
-    """Do a stage's work, or take over what an equal stage has done, and write its manifest.
+    """Do a stage's work, or reuse what an equal stage has done, and write its manifest.
 
     A stage with the same settings, the same inputs and the same program version has the same
     directory; a manifest in it means that it is finished.
@@ -167,40 +161,49 @@ def run_stage(
     Args:
         name: Name of the task in the pipeline.
         args: Parsed flags of `stage_parser`.
-        prepare: Reads settings and manifests and says what is to be done; it raises ValueError
-            for what a person can put right.
+        prepare: Reads settings and manifests and describes the stage; it raises UserError for what
+            the user can fix.
     """
     context = context_of(args)
     path = context.progress_directory / f"{name}.json"
-    with Copier({path: context.uri_of(path)}):
+    attempt: _Attempt[Output] | None = None
+    with PeriodicUpload({path: context.uri_of(path)}):
         report = Reporter(path, stage=name)
         report("checking", 0, 1, unit="step")
         try:
-            stage = prepare(args)
-            attempt = _Attempt.of(name, stage, context=context)
+            with full_disk_explained(context.root):
+                attempt = _Attempt.of(name, _described(prepare, args), context=context)
+                manifest, is_cached = attempt.result(report)
+                attempt.stage.complete_tracking(manifest, attempt.run)
+                attempt.run.log_results(manifest.numbers)
+                manifest.write(args.output)
+                write_executor_output(args.executor_input, manifest=manifest)
+                attempt.run.end("FINISHED")
         except BaseException as error:
-            report.finish("failed", detail=_said(error))
+            report.finish("failed", detail=message_of(error))
+            if attempt is not None:
+                _end_failed(attempt.run, error)
             raise
-        _finish(attempt, args=args, report=report)
+        state: Literal["cached", "succeeded"] = "cached" if is_cached else "succeeded"
+        report.finish(state, manifest=manifest, manifest_uri=attempt.manifest_uri)
     return 0
 
 
-def _finish(attempt: _Attempt[Output], *, args: argparse.Namespace, report: Reporter) -> None:
-    """Bring an attempt to its end and tell everybody how it went."""
+def _described(
+    prepare: Callable[[argparse.Namespace], Stage[Output]], args: argparse.Namespace
+) -> Stage[Output]:
     try:
-        manifest, is_cached = attempt.result(report)
-        numbers = attempt.stage.metrics(manifest)
-        attempt.run.log_metrics(numbers)
-        manifest.write(args.output)
-        write_executor_output(args.executor_input, manifest=manifest, metrics=numbers)
-    except BaseException as error:
-        report.finish("failed", detail=_said(error))
-        with suppress(*TRACKING_ERRORS):  # the server's death must not hide what went wrong
-            attempt.run.set_tags({"dinopipe.error": _said(error)})
-            attempt.run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-        raise
-    attempt.run.end("FINISHED")
-    report.finish("cached" if is_cached else "succeeded", manifest_uri=attempt.finished)
+        return prepare(args)
+    except ValidationError as error:
+        raise SettingsError(f"the stage's settings are not valid: {error}") from error
+
+
+def _end_failed(run: StageRun, error: BaseException) -> None:
+    """Record what ended a run; a server that has died must not hide it."""
+    is_stopped = isinstance(error, KeyboardInterrupt | Stopped | LeaseLost)
+    with retrying_with(ONCE), suppress(DinopipeError):
+        run.set_tags({"dinopipe.error": message_of(error)})
+        run.end("KILLED" if is_stopped else "FAILED")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,93 +233,94 @@ class _Attempt(Generic[Output]):
         return cls(stage=stage, context=context, directory=directory, run=run, parents=parents)
 
     @property
-    def home(self) -> str:
+    def uri(self) -> str:
         """The directory as all nodes call it."""
         return self.context.uri_of(self.directory)
 
     @property
-    def finished(self) -> str:
+    def manifest_uri(self) -> str:
         """Manifest that is written last."""
-        return join_uri(self.home, "manifest.json")
+        return join_uri(self.uri, "manifest.json")
 
     def result(self, report: Reporter) -> tuple[Output, bool]:
         """The manifest, and whether it was there already."""
         manifest = self._earlier_result()
         if manifest is not None:
             return manifest, True
-        with self._held() as lock:
-            self._forget_unless_cached()
-            manifest = self._earlier_result()  # somebody may have held it for that very work
+        with exclusive_directory(self.directory) as lock, self._lease() as lease:
+            self._empty_unless_cached()
+            manifest = self._earlier_result()  # another run may have been at that very work
             if manifest is not None:
                 return manifest, True
-            delete(self.finished)
+            delete(self.manifest_uri)
             manifest = self._work(report, lock=lock)
-            upload(self.directory, self.home, leaving_out=self.stage.scratch)
-            write_text(self.finished, manifest.model_dump_json(indent=2) + "\n")
+            if lease is not None:
+                lease.confirm()
+            upload(self.directory, self.uri, leaving_out=self.stage.scratch)
+            if lease is not None:
+                lease.confirm()
+            write_text(self.manifest_uri, manifest.model_dump_json(indent=2) + "\n")
         return manifest, False
 
+    def _lease(self) -> AbstractContextManager[Lease | None]:
+        """Keeps runs on other nodes out of a store's directory."""
+        if not is_remote(self.uri):
+            return nullcontext()
+        owner = f"run {self.context.run_id}"
+        return leased(join_uri(self.uri, "lease.json"), owner=owner, waits_for_owner=True)
+
     def _earlier_result(self) -> Output | None:
-        """The manifest of finished work that may be taken over."""
-        text = read_text(self.finished)
-        if text is None or not (self.context.use_cache or self._is_ours()):
+        """The manifest of finished work that may be reused."""
+        text = read_text(self.manifest_uri)
+        if text is None or not (self.context.use_cache or self._is_of_this_run()):
             return None
-        manifest = self.stage.manifest_type.of(text, place=self.finished)
-        if not self._is_at_home(manifest) or not self.stage.holds(manifest, self.run):
-            logger.info("what %s describes is gone or was moved; doing it again", self.finished)
+        try:
+            manifest = self.stage.manifest_type.of(text, source=self.manifest_uri)
+        except InputError:
+            logger.warning("%s is damaged; redoing what it describes", self.manifest_uri)
+            return None
+        if not self._lies_here(manifest) or not self.stage.is_intact(manifest, self.run):
+            logger.info("what %s describes is gone or was moved; redoing it", self.manifest_uri)
             return None
         self.run.set_tags({"dinopipe.cached_from": manifest.mlflow_run_id})
         return manifest
 
-    def _is_at_home(self, manifest: Output) -> bool:
+    def _lies_here(self, manifest: Output) -> bool:
         """Whether a manifest's files lie where it does: a work directory may have been moved."""
-        place = manifest.uri
-        is_a_place = is_remote(place) or Path(place).is_absolute()
-        return not is_a_place or place == self.home or place.startswith(self.home + "/")
-
-    @contextmanager
-    def _held(self) -> Iterator[int]:
-        """Keep other runs out of the directory; gives the lock's descriptor."""
-        with exclusive_directory(self.directory) as lock:
-            if not is_remote(self.home):
-                yield lock
-                return
-            with leased(join_uri(self.home, "lease.json"), owner=f"run {self.context.run_id}"):
-                yield lock
+        is_location = is_remote(manifest.uri) or Path(manifest.uri).is_absolute()
+        return not is_location or f"{manifest.uri}/".startswith(f"{self.uri}/")
 
     @property
-    def _owner(self) -> str:
-        return join_uri(self.home, "run_id")
+    def _run_id_uri(self) -> str:
+        """File that names the run which was the last to work here."""
+        return join_uri(self.uri, "run_id")
 
-    def _is_ours(self) -> bool:
+    def _is_of_this_run(self) -> bool:
         """Whether this run was the last to work here: a restart of the run continues it."""
-        return read_text(self._owner) == self.context.run_id
+        return read_text(self._run_id_uri) == self.context.run_id
 
-    def _forget_unless_cached(self) -> None:
+    def _empty_unless_cached(self) -> None:
         """Without the cache, empty the directory once per run."""
-        if not self.context.use_cache and not self._is_ours():
-            stored = {name.partition("/")[0] for name in list_names(self.home)}
+        if not self.context.use_cache and not self._is_of_this_run():
+            stored = {name.partition("/")[0] for name in list_names(self.uri)}
             here = {path.name for path in self.directory.iterdir()}
             for name in (stored | here).difference(LOCK_FILES):
-                delete(join_uri(self.home, name))
-        write_text(self._owner, self.context.run_id)
+                delete(join_uri(self.uri, name))
+        write_text(self._run_id_uri, self.context.run_id)
 
     def _work(self, report: Reporter, *, lock: int) -> Output:
         self.run.log_params(json.loads(self.stage.settings.model_dump_json()))
-        place = StageContext(
-            directory=self.directory,
-            lock=lock,
-            run=self.run,
-            report=report,
-            config_sha256=digest_of(self.stage.settings),
-            parents=self.parents,
-            context=self.context,
+        return self.stage.work(
+            StageContext(
+                directory=self.directory,
+                lock=lock,
+                run=self.run,
+                report=report,
+                config_sha256=digest_of(self.stage.settings),
+                parents=self.parents,
+                context=self.context,
+            )
         )
-        return self.stage.work(place)
-
-
-def _said(error: BaseException) -> str:
-    """An error as a person reads it: its own sentence if it is meant for people."""
-    return str(error) if isinstance(error, FOR_PEOPLE) else f"{type(error).__name__}: {error}"
 
 
 def _kind(manifest: Manifest) -> str:

@@ -1,4 +1,4 @@
-"""Places: a path, or an s3:// URI with the spool directory on this machine that stands for it."""
+"""URIs: a path, or an s3:// URI and the path in this node's cache that stands for it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import os
 import re
 from pathlib import Path
 
+from dinov2_core.errors import SettingsError
+
 SCHEME = "s3://"
 _BUCKET = re.compile(r"[\w.-]{3,255}")
-CACHE_VARIABLE = "DINOPIPE_SPOOL"
-"""Environment variable that names the spool: a directory of this node, shared with no other."""
+_PASSWORD = re.compile(r"//[^/\s]*@")
+CACHE_VARIABLE = "DINOPIPE_CACHE"
+"""Environment variable that names the cache: a directory of this node, shared with no other."""
+FORMER_CACHE_VARIABLE = "DINOPIPE_SPOOL"
+"""Its earlier name, still read."""
 
 
 def is_remote(uri: str) -> bool:
@@ -18,7 +23,7 @@ def is_remote(uri: str) -> bool:
 
 
 def join_uri(uri: str, *names: str) -> str:
-    """The place below a path or a URI."""
+    """The path or URI below another one."""
     return "/".join((uri.rstrip("/"), *names))
 
 
@@ -30,20 +35,27 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 def cache_directory() -> Path:
     """Directory that holds on this node what lies in object stores."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "dinopipe")
+    named = os.environ.get(CACHE_VARIABLE) or os.environ.get(FORMER_CACHE_VARIABLE)
+    return Path(named) if named else Path.home() / ".cache" / "dinopipe"
 
 
 def local_path(uri: str) -> Path:
-    """Where a place is on this node: a path is its own, a URI has one in the spool.
+    """Path of a URI on this node: a path is its own, an s3:// URI has one in the cache.
 
     Raises:
-        ValueError: The URI has no bucket, or leads out of the spool.
+        SettingsError: The URI has no bucket, or leads out of the cache.
     """
     if not is_remote(uri):
         return Path(uri)
     bucket, key = bucket_and_key(uri)
     parts = key.split("/")
     if not _BUCKET.fullmatch(bucket) or ".." in (bucket, *parts):
-        shown = re.sub("//[^/]*@", "//", uri)  # no secret belongs here, and none is told
-        raise ValueError(f"{shown} names no place in a bucket; write s3://BUCKET/PREFIX")
+        raise SettingsError(
+            f"{without_password(uri)} names nothing in a bucket; write s3://BUCKET/PREFIX"
+        )
     return cache_directory().joinpath(bucket, *parts)
+
+
+def without_password(text: str) -> str:
+    """A text in which no address holds a user's name and password."""
+    return _PASSWORD.sub("//", text)

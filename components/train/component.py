@@ -2,7 +2,7 @@
 
 from kfp import dsl
 
-COMMAND = ["python3", "-m", "components.train"]
+from components.component import stage_container
 
 
 @dsl.container_component
@@ -26,27 +26,15 @@ def pretrain(
         checkpoint: Manifest of the teacher and of the resumable state.
         metrics: Last losses and throughput.
     """
-    return dsl.ContainerSpec(
-        image="dinopipe",
-        command=COMMAND,
-        args=[
-            "--phase",
-            "pretrain",
-            "--config",
-            config,
-            "--context",
-            context,
-            "--launcher",
-            launcher,
-            "--kubeflow-run",
-            kubeflow_run,
-            "--dataset",
-            dataset.path,
-            "--output",
-            checkpoint.path,
-            "--executor-input",
-            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
+    return stage_container(
+        "components.train",
+        phase="pretrain",
+        config=config,
+        context=context,
+        launcher=launcher,
+        kubeflow_run=kubeflow_run,
+        dataset=dataset.path,
+        output=checkpoint.path,
     )
 
 
@@ -73,27 +61,14 @@ def finetune(
         checkpoint: Manifest of the teacher and of the resumable state.
         metrics: Last losses and throughput.
     """
-    return dsl.ContainerSpec(
-        image="dinopipe",
-        command=COMMAND,
-        args=[
-            "--phase",
-            "finetune",
-            "--config",
-            config,
-            "--context",
-            context,
-            "--launcher",
-            launcher,
-            "--kubeflow-run",
-            kubeflow_run,
-            "--dataset",
-            dataset.path,
-            "--pretrained",
-            pretrained.path,
-            "--output",
-            checkpoint.path,
-            "--executor-input",
-            dsl.PIPELINE_TASK_EXECUTOR_INPUT_PLACEHOLDER,
-        ],
+    return stage_container(
+        "components.train",
+        phase="finetune",
+        config=config,
+        context=context,
+        launcher=launcher,
+        kubeflow_run=kubeflow_run,
+        dataset=dataset.path,
+        pretrained=pretrained.path,
+        output=checkpoint.path,
     )

@@ -1,9 +1,7 @@
-"""What the launcher tells the ranks of a training, and what they leave."""
+"""Files by which launcher and ranks of a training hand over settings and results."""
 
 from __future__ import annotations
 
-import json
-from collections import deque
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -15,10 +13,12 @@ from components.runtime.storage import join_uri, local_path, read_text, write_te
 from components.train.config import TrainStage
 from dinov2_core.config.frozen import Frozen
 
-CHECKPOINTS = "checkpoints"
-"""Name of their directory in that of the stage."""
+CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+"""Names in the directory of the stage."""
 
-Phase = Literal["pretrain", "finetune"]
+MARKER = "schedule/learning_rate"
+"""Metric of every row of metrics, by which the last step that MLflow has is found."""
+StageName = Literal["pretrain", "finetune"]
 
 
 class Job(RanksJob):
@@ -27,14 +27,14 @@ class Job(RanksJob):
     worker: ClassVar[str] = "components.train.worker"
     work: ClassVar[str] = "training"
 
-    phase: Phase
+    stage_name: StageName
     """Stage that trains."""
     stage: TrainStage
-    """What is learned and where."""
+    """Settings of the stage."""
     shards: str
-    """Place of the images."""
+    """URI of the images."""
     starting_weights: str = ""
-    """Place of a teacher's file to start from; empty starts from random weights."""
+    """URI of a teacher's file to start from; empty starts from random weights."""
 
     @property
     def topology(self) -> Topology:
@@ -46,14 +46,14 @@ class Job(RanksJob):
         result = read_result(self)
         return result is not None and result.is_finished
 
-    def how_far(self) -> str:
+    def progress_description(self) -> str:
         """The last step, which has a checkpoint."""
         result = read_result(self)
         return f"after step {result.step}, with a checkpoint" if result else "before any step"
 
     @property
     def images(self) -> Path:
-        """Directory of the images on this node, once they were fetched."""
+        """Directory of the images on this node, once they were downloaded."""
         return local_path(self.shards)
 
     @property
@@ -68,12 +68,12 @@ class Job(RanksJob):
 
     @property
     def metrics(self) -> Path:
-        """File with one line of metrics per step."""
-        return self.root / "metrics.jsonl"
+        """File of the metrics, see `MetricLog`."""
+        return self.root / METRICS
 
     @property
-    def starting_report(self) -> Path:
-        """File that says what became of the starting weights, a summary on its first line."""
+    def weights_report(self) -> Path:
+        """File that lists which starting weights were loaded, with a summary on its first line."""
         return self.root / "starting_weights.txt"
 
     @property
@@ -93,10 +93,10 @@ class Job(RanksJob):
 
 
 class Result(Frozen):
-    """What rank 0 leaves when it ends in good order."""
+    """What rank 0 leaves when it ends without an error."""
 
     is_finished: bool
-    """Whether all steps were taken; otherwise it was told to stop."""
+    """Whether all steps were taken; otherwise the ranks were asked to stop."""
     step: int = Field(ge=0)
     """Optimizer steps taken."""
     final_losses: dict[str, float]
@@ -107,10 +107,10 @@ class Result(Frozen):
     """Digest of the exported teacher; empty unless finished."""
 
 
-def places_to_look_at(job: Job) -> dict[Path, str]:
-    """What the main rank keeps on its node for people to look at, and where all nodes see it."""
-    kept = (job.metrics, job.health, job.starting_report, job.trace)
-    return {path: job.place_of(path) for path in kept} | {
+def report_uris(job: Job) -> dict[Path, str]:
+    """Files that the main rank reports to while it trains, and their URIs."""
+    kept = (job.metrics, job.health, job.weights_report, job.trace)
+    return {path: job.uri_of(path) for path in kept} | {
         job.progress: job.context.uri_of(job.progress)
     }
 
@@ -124,10 +124,3 @@ def read_result(job: Job) -> Result | None:
     """What rank 0 left; None before that."""
     text = read_text(join_uri(job.directory, RESULT))
     return None if text is None else Result.model_validate_json(text)
-
-
-def last_rows(metrics: Path, count: int) -> list[dict[str, float]]:
-    """Metrics of the last steps, oldest first; fewer where there are fewer."""
-    with metrics.open(encoding="utf-8") as file:
-        lines = deque(file, maxlen=count)
-    return [json.loads(line)[1] for line in lines]

@@ -1,32 +1,26 @@
-"""Launches the ranks of a training phase, waits for them and writes the checkpoint's manifest."""
+"""Launches the ranks of a training, waits for them and writes the checkpoint's manifest."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from components.ranks.launcher import add_launcher_flag, check_launch, run_job
 from components.runtime.context import RunContext
-from components.runtime.manifests import (
-    CheckpointManifest,
-    DatasetManifest,
-    TeacherConfig,
-    digest_of_file,
-)
-from components.runtime.stage import (
-    Stage,
-    StageContext,
-    StageFailed,
-    context_of,
-    run_stage,
-    stage_parser,
-)
-from components.runtime.storage import download, exists, upload
+from components.runtime.image_sources.labelled import read_labelled_set
+from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
+from components.runtime.metric_log import send_unsent_rows
+from components.runtime.stage import Stage, StageContext, context_of, run_stage, stage_parser
+from components.runtime.storage import download, exists, join_uri, upload
+from components.runtime.tracking import StageRun
 from components.train.config import TrainStage
-from components.train.job import CHECKPOINTS, Job, Phase, read_result
+from components.train.job import CHECKPOINTS, MARKER, METRICS, Job, StageName, read_result
+from dinov2_core.config.backbone import TeacherConfig
+from dinov2_core.errors import DinopipeError, InputError, SettingsError, StageFailed
 from k8s.launchers import ClusterLaunch, Processes, read_launch
 
 logger = logging.getLogger(__name__)
@@ -35,7 +29,7 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one of the two training stages; its flags are those of the component."""
     parser = stage_parser("Train student and teacher.", "dataset")
-    parser.add_argument("--phase", required=True, choices=get_args(Phase), help="stage")
+    parser.add_argument("--phase", required=True, choices=get_args(StageName), help="stage")
     parser.add_argument("--pretrained", type=Path, help="manifest: pretrained, to start from")
     add_launcher_flag(parser)
     args = parser.parse_args(argv)
@@ -60,7 +54,7 @@ def _check_phase(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 
 
 def _stage(
-    phase: Phase,
+    stage_name: StageName,
     *,
     config: TrainStage,
     dataset: DatasetManifest,
@@ -68,7 +62,7 @@ def _stage(
     context: RunContext,
     launch: Processes | ClusterLaunch,
 ) -> Stage[CheckpointManifest]:
-    """The work of a phase and what identifies it."""
+    """The work of a training and what identifies it."""
     check_launch(launch, topology=config.topology)
     _check(config, dataset=dataset)
     weights = starting_weights(config, pretrained=pretrained, context=context)
@@ -76,9 +70,9 @@ def _stage(
         mode="json", exclude={"checkpoints", "execution", "guards"}
     )
 
-    def work(place: StageContext) -> CheckpointManifest:
+    def work(stage: StageContext) -> CheckpointManifest:
         return _train(
-            phase, config=config, dataset=dataset, weights=weights, place=place, launch=launch
+            stage_name, config=config, dataset=dataset, weights=weights, stage=stage, launch=launch
         )
 
     return Stage(
@@ -91,101 +85,100 @@ def _stage(
         },
         parents=(dataset, pretrained) if pretrained else (dataset,),
         work=work,
-        metrics=_metrics,
-        holds=lambda manifest, _: exists(manifest.teacher_uri),
-        scratch=(CHECKPOINTS,),  # the ranks bring them to the store
+        is_intact=lambda manifest, _: exists(manifest.teacher_uri),
+        complete_tracking=_send_unsent_metrics,
+        scratch=(CHECKPOINTS,),  # the ranks upload them
     )
 
 
 def _check(config: TrainStage, *, dataset: DatasetManifest) -> None:
-    """Refuse what cannot train, before anything is started.
+    """Check what the settings ask of the data, before anything is started.
 
     Raises:
-        ValueError: More images in a batch than in the data set, or a probe whose images do not
-            exist.
+        SettingsError: A batch has more images than the data set.
+        InputError: The probe has no labelled images.
     """
     batch = config.learning.optimization.global_batch_size
     if batch > dataset.num_kept:
-        raise ValueError(
+        raise SettingsError(
             f"learning.optimization.global_batch_size {batch} is more than the {dataset.num_kept} "
             f"images that curation kept; choose at most {dataset.num_kept}, or give more images"
         )
     probe = config.probe
-    for place in (probe.train, probe.test) if probe else ():
-        if place and not Path(place).exists():
-            raise ValueError(
-                f"probe images {place} do not exist; set pretrain.probe to an existing folder or "
-                "Parquet file, or leave it out"
-            )
+    for uri in filter(None, (probe.train, probe.test) if probe else ()):
+        try:
+            read_labelled_set(uri)
+        except InputError as error:
+            raise InputError(f"pretrain.probe: {error}") from error
 
 
 def starting_weights(
     config: TrainStage, *, pretrained: CheckpointManifest | None, context: RunContext
 ) -> str:
-    """Place of the teacher to start from, for all nodes; empty for random weights.
+    """URI, for all nodes, of the teacher to start from; empty for random weights.
 
     Raises:
-        ValueError: There are no such weights.
-        StorageError: The store does not answer.
+        InputError: There are no such weights.
+        AccessRefused, TransientError: The service that has them refuses, or does not answer.
     """
     if config.initial_weights:
-        from components.train.starting_weights import fetch_weights  # most runs fetch nothing
+        from components.train.starting_weights import download_weights  # loads the Hub's client
 
-        fetched = fetch_weights(
+        path = download_weights(
             config.initial_weights,
             directory=context.root / "weights",
             tracking_uri=context.resolved_tracking_uri,
         )
-        if not fetched.is_relative_to(context.root):
-            return str(fetched)
-        upload(fetched, context.uri_of(fetched))  # ranks on other nodes need them too
-        return context.uri_of(fetched)
-    place = pretrained.teacher_uri if pretrained else ""
-    if place and not exists(place):
-        raise ValueError(
-            f"weights {place} named by the pretrained manifest do not exist; run the stage before "
+        if not path.is_relative_to(context.root):
+            return str(path)
+        upload(path, context.uri_of(path))  # ranks on other nodes need them too
+        return context.uri_of(path)
+    uri = pretrained.teacher_uri if pretrained else ""
+    if uri and not exists(uri):
+        raise InputError(
+            f"weights {uri} named by the pretrained manifest do not exist; run the stage before "
             "again"
         )
-    return place
+    return uri
 
 
 def _train(
-    phase: Phase,
+    stage_name: StageName,
     *,
     config: TrainStage,
     dataset: DatasetManifest,
     weights: str,
-    place: StageContext,
+    stage: StageContext,
     launch: Processes | ClusterLaunch,
 ) -> CheckpointManifest:
-    """Start the ranks, wait for them and describe what they left."""
+    """Start the ranks, wait for them and describe their result."""
     job = Job(
-        phase=phase,
+        stage_name=stage_name,
         stage=config,
-        context=place.context,
-        directory=place.uri(place.directory),
+        context=stage.context,
+        directory=stage.uri(stage.directory),
         shards=dataset.shards_uri,
         starting_weights=weights,
-        mlflow_run_id=place.run.run_id,
+        mlflow_run_id=stage.run.run_id,
     )
-    place.run.log_dataset(
+    stage.run.log_dataset(
         name=dataset.kind, uri=dataset.shards_uri, digest=dataset.sha256, context="training"
     )
-    place.report("starting", 0, config.learning.optimization.num_steps, unit="step")
-    run_job(job, launch=launch, lock=place.lock, report=place.report)
+    stage.report("starting", 0, config.learning.optimization.num_steps, unit="step")
+    run_job(job, launch=launch, lock=stage.lock, report=stage.report)
     result = read_result(job)
     if result is None:
-        raise StageFailed(f"the result of {job.directory} was removed meanwhile; start again")
+        raise StageFailed(f"the result of {job.directory} was removed by somebody; start again")
     learning = config.learning
     return CheckpointManifest(
-        uri=place.uri(job.teacher),
+        uri=stage.uri(job.teacher),
         sha256=result.teacher_sha256,
-        config_sha256=place.config_sha256,
-        parents=place.parents,
-        mlflow_run_id=place.run.run_id,
-        phase=phase,
-        teacher_uri=place.uri(job.teacher),
-        checkpoints_uri=place.uri(job.checkpoints),
+        config_sha256=stage.config_sha256,
+        parents=stage.parents,
+        mlflow_run_id=stage.run.run_id,
+        phase=stage_name,
+        teacher_uri=stage.uri(job.teacher),
+        checkpoints_uri=stage.uri(job.checkpoints),
         teacher=TeacherConfig(
             backbone=learning.backbone,
             image_size_pixels=learning.crops.global_crop_size_pixels,
@@ -198,6 +191,10 @@ def _train(
     )
 
 
-def _metrics(manifest: CheckpointManifest) -> dict[str, float]:
-    losses = {f"final_loss/{name}": value for name, value in manifest.final_losses.items()}
-    return {**losses, "images_per_second": manifest.images_per_second}
+def _send_unsent_metrics(manifest: CheckpointManifest, run: StageRun) -> None:
+    """Send what ranks could not, to the run of their stage, if MLflow answers now."""
+    metrics = join_uri(manifest.teacher_uri.rpartition("/")[0], METRICS)
+    try:
+        send_unsent_rows(metrics, replace(run, run_id=manifest.mlflow_run_id), marker=MARKER)
+    except DinopipeError as error:  # a training is finished without its metrics
+        logger.warning("the last rows of %s are still not in MLflow: %s", metrics, error)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 from typing import get_args
 
-from dinov2_core.training.step_clock import Phase
+from dinov2_core.training.step_clock import StepPhase
 from dinov2_core.training.step_report import StepReport
 
-LOSS_TERMS = ("total", "dino_local", "dino_global", "ibot", "koleo")
-PHASES: tuple[str, ...] = get_args(Phase)
+TEACHER_NUMBERS = {"teacher_entropy", "prototype_usage"}
+"""Reported with the losses; all others are terms of the objective and their total."""
+PHASES: tuple[str, ...] = get_args(StepPhase)
 
 
 def metrics_of(report: StepReport) -> dict[str, float]:
     """Everything about a step; values that are not finite are left out."""
     metrics = {
-        **{f"loss/{name}": report.losses[name] for name in LOSS_TERMS},
+        **{f"loss/{n}": loss for n, loss in report.losses.items() if n not in TEACHER_NUMBERS},
         "teacher/entropy": report.losses["teacher_entropy"],
         "teacher/prototype_usage": report.losses["prototype_usage"],
         "teacher/momentum": report.schedule.teacher_momentum,

@@ -1,12 +1,14 @@
-"""Settings of the vision transformer."""
+"""The one description of a backbone, from which its network, files and registered model follow."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+import json
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dinov2_core.config.frozen import Frozen
+from dinov2_core.errors import InputError
 
 
 class Dimensions(Frozen):
@@ -44,10 +46,10 @@ ARCHITECTURES: dict[ArchitectureName, Dimensions] = {
 
 
 class Backbone(Frozen):
-    """The vision transformer that student and teacher share."""
+    """The vision transformer that student and teacher share; fields are its network's arguments."""
 
     architecture: ArchitectureName | Dimensions
-    """A name (vit_tiny, vit_small, vit_base, vit_large, vit_giant2) or dimensions of one's own."""
+    """A named size, or dimensions of one's own."""
     patch_size_pixels: int = Field(14, ge=1)
     """Side of a square patch. DINOv2 releases use 14."""
     num_channels: Literal[1, 3] = 3
@@ -72,3 +74,70 @@ class Backbone(Frozen):
         if isinstance(self.architecture, Dimensions):
             return self.architecture
         return ARCHITECTURES[self.architecture]
+
+    def network_arguments(self, *, image_size_pixels: int) -> dict[str, Any]:
+        """Plain values that `backbones.build_network` takes.
+
+        Args:
+            image_size_pixels: Side of the square image that the learned positions belong to.
+        """
+        return {
+            **self.dimensions.model_dump(mode="json"),
+            **self.model_dump(mode="json", exclude={"architecture"}),
+            "image_size_pixels": image_size_pixels,
+        }
+
+    def num_tokens(self, image_size_pixels: int) -> int:
+        """Tokens of a square image: cls, registers and patches."""
+        return 1 + self.num_register_tokens + (image_size_pixels // self.patch_size_pixels) ** 2
+
+
+class TeacherConfig(Frozen):
+    """What is needed to run exported teacher weights."""
+
+    backbone: Backbone
+    """Architecture of the teacher."""
+    image_size_pixels: int
+    """Resolution whose grid of positions the weights hold."""
+    mean: tuple[float, ...]
+    """Per channel, subtracted from values in [0, 1]."""
+    standard_deviation: tuple[float, ...]
+    """Per channel, divides after the mean."""
+
+    def registered_form(self) -> dict[str, dict[str, Any]]:
+        """The same as a registered model keeps it, in values that need none of these classes."""
+        return {
+            "architecture": self.backbone.network_arguments(
+                image_size_pixels=self.image_size_pixels
+            ),
+            "preprocessing": {
+                "size_pixels": self.image_size_pixels,
+                "mean": list(self.mean),
+                "standard_deviation": list(self.standard_deviation),
+            },
+        }
+
+    @classmethod
+    def of_registered(cls, text: bytes, *, source: str) -> Self:
+        """The description that a registered model keeps; the inverse of `registered_form`.
+
+        Args:
+            text: JSON.
+            source: Where it is from, for messages.
+
+        Raises:
+            InputError: It describes no teacher.
+        """
+        try:
+            described = json.loads(text)
+            architecture, preprocessing = described["architecture"], described["preprocessing"]
+            dimensions = {name: architecture.pop(name) for name in Dimensions.model_fields}
+            values = {"image_size_pixels": architecture.pop("image_size_pixels"), **preprocessing}
+            values["backbone"] = {"architecture": dimensions, **architecture}
+            del values["size_pixels"]
+            return cls.model_validate_json(json.dumps(values))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"{source} does not describe a teacher ({type(error).__name__}: {error}); name a "
+                "model that dinopipe registered"
+            ) from error

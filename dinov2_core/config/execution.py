@@ -1,4 +1,4 @@
-"""How a run is computed and kept: settings on which no result depends but for rounding."""
+"""Settings of memory, speed and checkpoints, on which results depend by rounding at most."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pydantic import Field, model_validator
 
 from dinov2_core.config.frozen import Frozen
 
+Precision = Literal["fp32", "bf16"]
+Recomputation = Literal["none", "selective", "full"]
+
 
 class Execution(Frozen):
     """Memory against time; a run may be continued with other values."""
 
-    recomputes_activations: Literal["none", "selective", "full"] = "none"
+    recomputes_activations: Recomputation = "none"
     """What the student's blocks compute again in the backward pass instead of keeping it:
     everything but the results of matrix products and attention (selective), or everything (full).
     """

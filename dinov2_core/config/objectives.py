@@ -1,4 +1,4 @@
-"""Settings of the objective: heads, losses and teacher targets."""
+"""Settings of the objective: loss terms, heads and teacher targets."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class KoleoObjective(Frozen):
     weight: float = Field(0.1, ge=0)
     """Factor of the loss, for each of the two global crops."""
     neighbours: Literal["global_batch", "rank"] = "global_batch"
-    """Where the nearest neighbour is looked for; the reference looks on its own rank only."""
+    """Images among which the nearest neighbour is searched; the reference takes those of its own
+    rank only."""
 
 
 class SinkhornKnopp(Frozen):
@@ -73,3 +74,23 @@ class SoftmaxCentering(Frozen):
 
 
 Centering = Annotated[SinkhornKnopp | SoftmaxCentering, Field(discriminator="kind")]
+
+
+class Objectives(Frozen):
+    """Every loss term and what they share; a new term is a class above and a field here."""
+
+    dino: DinoObjective
+    """Objective of the cls token."""
+    ibot: IbotObjective
+    """Objective of the masked patches."""
+    koleo: KoleoObjective | None = KoleoObjective()
+    """Left out when null."""
+    centering: Centering = SinkhornKnopp()
+    """How teacher scores become targets."""
+    student_temperature: float = Field(0.1, gt=0)
+    """Softmax temperature of the student."""
+
+    @property
+    def patch_head(self) -> Head:
+        """Head of the masked patches: their own, or that of the cls token."""
+        return self.dino.head if isinstance(self.ibot.head, SharedHead) else self.ibot.head

@@ -3,86 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
+from dinov2_core.config.augmentation import Crops, Masking
 from dinov2_core.config.backbone import Backbone
-from dinov2_core.config.execution import Checkpoints, Execution
+from dinov2_core.config.execution import Checkpoints, Execution, Precision
 from dinov2_core.config.frozen import Frozen
 from dinov2_core.config.guards import Guards
-from dinov2_core.config.objectives import (
-    Centering,
-    DinoObjective,
-    IbotObjective,
-    KoleoObjective,
-    SinkhornKnopp,
-)
-
-
-class Crops(Frozen):
-    """Multi-crop augmentation, arXiv:2104.14294 and the recipe of arXiv:2304.07193."""
-
-    global_crop_size_pixels: int = Field(224, ge=8)
-    """Side of the two global crops."""
-    local_crop_size_pixels: int = Field(98, ge=4)
-    """Side of the local crops."""
-    num_local_crops: int = Field(8, ge=0)
-    """Local crops per image."""
-    global_crop_scale: tuple[float, float] = (0.32, 1.0)
-    """Smallest and largest share of the image's area in a global crop."""
-    local_crop_scale: tuple[float, float] = (0.05, 0.32)
-    """Smallest and largest share of the image's area in a local crop."""
-    horizontal_flip_probability: float = Field(0.5, ge=0, le=1)
-    """Probability of mirroring a crop left to right."""
-    color_jitter_probability: float = Field(0.8, ge=0, le=1)
-    """Probability of the colour jitter (brightness, contrast .4, saturation .2, hue .1)."""
-    grayscale_probability: float = Field(0.2, ge=0, le=1)
-    """Probability of dropping the colours."""
-    blur_probabilities: tuple[float, float, float] = (0.0, 0.9, 0.5)
-    """Gaussian blur of first global, second global and local crops. These are what the released
-    weights were trained with; arXiv:2104.14294 states (1.0, 0.1, 0.5)."""
-    solarize_probability: float = Field(0.2, ge=0, le=1)
-    """Probability of solarising the second global crop."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Subtracted per channel from values in [0, 1]."""
-    standard_deviation: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Divides per channel after the mean is subtracted."""
-
-    @model_validator(mode="after")
-    def _scales_are_intervals(self) -> Self:
-        for name in ("global_crop_scale", "local_crop_scale"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= 1:
-                raise ValueError(f"{name} [{low}, {high}] is not an interval within (0, 1]")
-        if any(not 0 <= p <= 1 for p in self.blur_probabilities):
-            raise ValueError(f"blur_probabilities {self.blur_probabilities} must lie in [0, 1]")
-        if any(deviation <= 0 for deviation in self.standard_deviation):
-            raise ValueError(
-                f"standard_deviation {list(self.standard_deviation)} must be more than 0"
-            )
-        if len(self.mean) != len(self.standard_deviation):
-            raise ValueError(
-                f"mean has {len(self.mean)} channels, standard_deviation "
-                f"{len(self.standard_deviation)}; give one value per channel to both"
-            )
-        return self
-
-
-class Masking(Frozen):
-    """Block-wise masks of the student's global crops, arXiv:2111.07832."""
-
-    probability: float = Field(0.5, ge=0, le=1)
-    """Share of the global crops that are masked."""
-    ratio: tuple[float, float] = (0.1, 0.5)
-    """Smallest and largest share of masked patches in a masked crop."""
-
-    @model_validator(mode="after")
-    def _ratio_is_interval(self) -> Self:
-        low, high = self.ratio
-        if not 0 <= low <= high < 1:
-            raise ValueError(f"ratio [{low}, {high}] is not an interval within [0, 1)")
-        return self
+from dinov2_core.config.objectives import Objectives
 
 
 class Teacher(Frozen):
@@ -156,8 +86,8 @@ class HeadWarmup(Frozen):
     """Length of the warm-up; longer than optimization.freeze_prototypes_steps."""
 
 
-class TrainingConfig(Frozen):
-    """One pretraining or high-resolution run: everything that may change its result."""
+class BackboneAndCrops(Frozen):
+    """The first settings of a training: its random numbers, its networks and what they see."""
 
     seed: int = Field(0, ge=0)
     """Of weights, order, crops, masks and dropped paths."""
@@ -167,23 +97,18 @@ class TrainingConfig(Frozen):
     """Augmentation."""
     masking: Masking = Masking()
     """Masks of the student's global crops."""
-    dino: DinoObjective
-    """Objective of the cls token."""
-    ibot: IbotObjective
-    """Objective of the masked patches."""
-    koleo: KoleoObjective | None = KoleoObjective()
-    """Left out when null."""
-    centering: Centering = SinkhornKnopp()
-    """How teacher scores become targets."""
-    student_temperature: float = Field(0.1, gt=0)
-    """Softmax temperature of the student."""
+
+
+class TrainingConfig(Objectives, BackboneAndCrops):  # keys in the order of bases from right to left
+    """One pretraining or high-resolution run: everything that may change its result."""
+
     teacher: Teacher = Teacher()
     """Schedules of the teacher."""
     optimization: Optimization = Optimization()
     """Batch, learning rate, weight decay."""
     head_warmup: HeadWarmup | None = None
     """Freezes the backbone first; needed when the starting weights have no heads."""
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     """Compute type of backbone and heads; master weights, losses and Sinkhorn stay fp32."""
     execution: Execution = Execution()
     """No part of the run's identity, as checkpoints and guards."""
@@ -191,6 +116,11 @@ class TrainingConfig(Frozen):
     """When the state is written and what stays."""
     guards: Guards = Guards()
     """What happens when the run goes wrong."""
+
+    @property
+    def grid_side(self) -> int:
+        """Patches along a side of a global crop."""
+        return self.crops.global_crop_size_pixels // self.backbone.patch_size_pixels
 
     @model_validator(mode="after")
     def _crops_divide(self) -> Self:

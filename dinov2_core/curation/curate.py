@@ -1,4 +1,4 @@
-"""curate(): from a pile of files to a manifest of what is worth training on."""
+"""curate(): from the scans of all files to a manifest of what is worth training on."""
 
 from __future__ import annotations
 
@@ -11,155 +11,90 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dinov2_core.curation.collecting import CollectedImages, collect
+from dinov2_core.config.curation import AlignmentVerification, EmbeddingVerification
+from dinov2_core.curation.alignment import find_aligned_copies
 from dinov2_core.curation.decisions import Decisions, decide
-from dinov2_core.curation.deduplication import ComponentSizes, Edges, neighbour_edges
-from dinov2_core.curation.manifest import (
-    EDGE_SCHEMA,
-    MANIFEST_SCHEMA,
-    ReasonCount,
-    count_reasons,
-)
-from dinov2_core.curation.registration import register_copies
-from dinov2_core.curation.retrieval import Retrieval, retrieve
-from dinov2_core.curation.sources import Progress, no_progress
+from dinov2_core.curation.deduplication import Edges, neighbour_edges
+from dinov2_core.curation.image_files import Progress, no_progress
+from dinov2_core.curation.manifest import EDGE_SCHEMA, MANIFEST_SCHEMA
+from dinov2_core.curation.retrieval import retrieve
+from dinov2_core.curation.unique_images import UniqueImages, find_unique_images
+
+EDGE_MARGIN = 0.05
+"""Edges this far below the lower threshold are saved too."""
+MAX_COMPONENT_SHARE, MIN_GIANT_IMAGES = 0.01, 10
+"""A component with a larger share and so many unique images is reported: a low threshold joins
+distinct images one by one."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EmbeddingOnly:
-    """Two images are copies if their embeddings are; for embedders made for that, such as SSCD."""
-
-    near_threshold: float = 0.6
-    """Cosine of near copies; arXiv:2304.07193 with SSCD. Belongs to an embedder and a domain."""
-    leak_threshold: float = 0.45
-    """Cosine to an evaluation image; arXiv:2304.07193 with SSCD."""
-    num_neighbours: int = 64
-    """Nearest neighbours asked per image, arXiv:2304.07193."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Registration:
-    """Two images are copies if one, cropped by up to 15 % of a side, lies on the other.
-
-    Embeddings and an index of crops propose pairs, alignment decides; see `registration`. Defaults
-    were measured with planted copies in 10,000 images of Fashion-MNIST, whose distinct images are
-    unusually alike. Mirrored and rotated copies are not looked for.
-    """
-
-    candidate_threshold: float = 0.85
-    """Whitened cosine before alignment; all but 1 in 150 crops lay above."""
-    near_threshold: float = 0.98
-    """Whitened cosine of near copies. Above lay all JPEG and WebP copies of quality 60 to 95, 99 %
-    of crops that leave 85 to 96 % of each side, 97 % of copies resized to 75 to 200 %; it cost
-    0.3 to 0.4 % of the distinct images. 0.97 finds 1 % more and costs 1.1 %."""
-    leak_threshold: float = 0.97
-    """Whitened cosine to an evaluation image, lower because a leak costs more than an image."""
-    num_proposals: int = 4
-    """Nearest neighbours by the embedder that are judged besides those of the index of crops."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurationSettings:
-    """What decides over keeping and dropping."""
-
-    verification: EmbeddingOnly | Registration
-    """Who has the last word on a pair."""
-    edge_margin: float = 0.05
-    """Edges this far below the lower threshold are written down too."""
-    seed_neighbours: int = 4
-    """Images retrieved per seed image, arXiv:2304.07193 for large seed sets."""
-    max_component_share: float = 0.01
-    """Share of the pile above which a component is reported as a giant."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Curation:
-    """What came out."""
+    """The result."""
 
     manifest: pa.Table
     """`MANIFEST_SCHEMA`."""
     edges: pa.Table
     """`EDGE_SCHEMA`."""
-    counts: tuple[ReasonCount, ...]
-    """Adds up to the files of the pile."""
-    components: ComponentSizes
-    """Of the sound images of the pile."""
-    retrieval: Retrieval | None
-    """None without seeds."""
 
 
 def curate(
-    pile: Iterable[pa.Table],
+    source: Iterable[pa.Table],
     *,
     evaluation: Iterable[pa.Table] = (),
     seeds: Iterable[pa.Table] | None = None,
-    settings: CurationSettings,
+    verification: EmbeddingVerification | AlignmentVerification,
+    seed_neighbours: int = 4,
     progress: Progress = no_progress,
 ) -> Curation:
-    """Refuse what is no image, keep one of every set of copies, drop leaks, retrieve by seeds.
+    """Keep one of every set of copies, drop leaks, retrieve by seeds.
 
     The same files, embedder and settings give the same tables. All images are given as blocks of
-    what one look at them told, see `looking`.
+    `SCAN_SCHEMA`.
 
     Args:
-        pile: What was collected.
-        evaluation: Images of evaluation sets; what is like them is dropped with its component.
+        source: Images to select from.
+        evaluation: Images of evaluation sets; components with a similar image are dropped.
         seeds: Images of the wanted kind; None keeps every kind.
-        settings: Thresholds and limits.
-        progress: Told about every stage.
+        verification: Decides what is a copy.
+        seed_neighbours: Images retrieved per seed image.
+        progress: Reports the search for copies.
     """
-    collected = collect(pile, evaluation=evaluation)
-    edges = _find_edges(collected, settings, progress)
-    retrieval = None
-    if seeds is not None:
-        retrieval = _retrieve(collected, seeds, num_neighbours=settings.seed_neighbours)
+    images = find_unique_images(source, evaluation=evaluation)
+    edges = _find_edges(images, verification, progress)
     decisions = decide(
-        collected,
+        images,
         edges=edges,
-        near_threshold=settings.verification.near_threshold,
-        leak_threshold=settings.verification.leak_threshold,
-        max_component_share=settings.max_component_share,
-        retrieved=None if retrieval is None else retrieval.pile_indices,
+        near_threshold=verification.near_threshold,
+        leak_threshold=verification.leak_threshold,
+        retrieved=None if seeds is None else _retrieve(images, seeds, seed_neighbours),
     )
-    manifest = _manifest(collected, decisions)
-    counts = count_reasons(manifest)
-    if decisions.component_sizes.is_giant:
+    largest, number = decisions.largest_component, len(images.is_evaluation)
+    if largest >= MIN_GIANT_IMAGES and largest > MAX_COMPONENT_SHARE * number:
         _log.warning(
-            "a component holds %d of %d files: the threshold %s chains distinct images; raise it",
-            decisions.component_sizes.largest,
-            len(collected.pile),
-            settings.verification.near_threshold,
+            "a component holds %d of %d distinct images: near_threshold %s may join images that "
+            "are no copies; raise it",
+            largest,
+            number,
+            verification.near_threshold,
         )
-    return Curation(
-        manifest=manifest,
-        edges=_edge_table(collected, edges),
-        counts=counts,
-        components=decisions.component_sizes,
-        retrieval=retrieval,
-    )
+    return Curation(manifest=_manifest(images, decisions), edges=_edge_table(images, edges))
 
 
 def _find_edges(
-    collected: CollectedImages, settings: CurationSettings, progress: Progress
+    images: UniqueImages,
+    verification: EmbeddingVerification | AlignmentVerification,
+    progress: Progress,
 ) -> Edges:
-    verification = settings.verification
-    lowest = min(verification.near_threshold, verification.leak_threshold) - settings.edge_margin
+    lowest = min(verification.near_threshold, verification.leak_threshold) - EDGE_MARGIN
     match verification:
-        case EmbeddingOnly():
-            return neighbour_edges(
-                collected.embeddings, num_neighbours=verification.num_neighbours, threshold=lowest
-            )
-        case Registration():
-            proposals = neighbour_edges(
-                collected.embeddings,
-                num_neighbours=verification.num_proposals,
-                threshold=-1.0,
-            )
-            return register_copies(
-                collected.thumbnails,
-                proposals=proposals,
+        case EmbeddingVerification(num_neighbours=number):
+            return neighbour_edges(images.embeddings, num_neighbours=number, threshold=lowest)
+        case AlignmentVerification(num_proposals=number):
+            return find_aligned_copies(
+                images.thumbnails,
+                proposals=neighbour_edges(images.embeddings, num_neighbours=number, threshold=-1.0),
                 candidate_threshold=verification.candidate_threshold,
                 edge_threshold=lowest,
                 progress=progress,
@@ -169,56 +104,44 @@ def _find_edges(
 
 
 def _retrieve(
-    collected: CollectedImages, seeds: Iterable[pa.Table], *, num_neighbours: int
-) -> Retrieval:
-    wanted = collect(seeds, evaluation=())
-    in_pile = np.unique(collected.pile_pictures[collected.pile_pictures >= 0])
-    found = retrieve(
-        wanted.embeddings, collected.embeddings[in_pile], num_neighbours=num_neighbours
-    )
-    return Retrieval(
-        pile_indices=in_pile[found.pile_indices],
-        num_raw=found.num_raw,
-        num_unique=found.num_unique,
-    )
+    images: UniqueImages, seeds: Iterable[pa.Table], num_neighbours: int
+) -> NDArray[np.int64]:
+    """Numbers of the unique images that seeds retrieve, among those of the source."""
+    wanted = find_unique_images(seeds, evaluation=())
+    of_source = np.unique(images.image_of_file[images.image_of_file >= 0])
+    found = retrieve(wanted.embeddings, images.embeddings[of_source], num_neighbours=num_neighbours)
+    return of_source[found]
 
 
-def _manifest(collected: CollectedImages, decisions: Decisions) -> pa.Table:
-    files = collected.pile
-    names = [file.name for file in files]
+def _manifest(images: UniqueImages, decisions: Decisions) -> pa.Table:
+    names = images.files["name"]
+    is_unusable = images.image_of_file < 0
 
-    def name_of(numbers: NDArray[np.int64]) -> list[str | None]:
-        return [names[number] if number >= 0 else None for number in numbers.tolist()]
+    def names_of(numbers: NDArray[np.int64]) -> pa.ChunkedArray:
+        return names.take(pa.array(numbers, mask=numbers < 0))
 
-    sound = collected.pile_pictures >= 0
+    def known(similarity: NDArray[np.float32]) -> pa.Array:
+        return pa.array(similarity, mask=np.isnan(similarity))
+
     columns = {
         "uri": names,
-        "sha256": [file.sha256 for file in files],
-        "size_bytes": [file.size_bytes for file in files],
-        "width": [file.width for file in files],
-        "height": [file.height for file in files],
-        "format": [file.format for file in files],
+        **{field: images.files[field] for field in MANIFEST_SCHEMA.names[1:6]},
         "kept": decisions.reasons == "",
         "reason": decisions.reasons.tolist(),
-        "component": pa.array(decisions.components, mask=~sound),
-        "component_size": pa.array(decisions.sizes, mask=~sound),
-        "representative": name_of(decisions.representatives),
-        "nearest": name_of(decisions.nearest),
-        "nearest_similarity": pa.array(
-            decisions.nearest_similarity, mask=np.isnan(decisions.nearest_similarity)
-        ),
-        "evaluation_similarity": pa.array(
-            decisions.evaluation_similarity, mask=np.isnan(decisions.evaluation_similarity)
-        ),
+        "component": pa.array(decisions.components, mask=is_unusable),
+        "component_size": pa.array(decisions.sizes, mask=is_unusable),
+        "representative": names_of(decisions.representatives),
+        "nearest": names_of(decisions.nearest),
+        "nearest_similarity": known(decisions.nearest_similarity),
+        "evaluation_similarity": known(decisions.evaluation_similarity),
     }
     return pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
-def _edge_table(collected: CollectedImages, edges: Edges) -> pa.Table:
-    hashes = np.array(collected.picture_hashes, dtype=np.str_)
+def _edge_table(images: UniqueImages, edges: Edges) -> pa.Table:
     columns = {
-        "first": hashes[edges.first].tolist(),
-        "second": hashes[edges.second].tolist(),
+        "first": images.pixel_hashes[edges.first].tolist(),
+        "second": images.pixel_hashes[edges.second].tolist(),
         "similarity": edges.similarity,
     }
     return pa.table(columns, schema=EDGE_SCHEMA)

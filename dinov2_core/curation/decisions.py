@@ -1,26 +1,26 @@
-"""From edges to fates: which file of the pile stays and why the others go."""
+"""From edges to outcomes: which source file is kept, and why the others are not."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from dinov2_core.curation.collecting import CollectedImages
 from dinov2_core.curation.deduplication import (
-    ComponentSizes,
     Edges,
     choose_representatives,
-    component_sizes,
     label_components,
+    number_in_order,
 )
-from dinov2_core.curation.manifest import Removal
+from dinov2_core.curation.manifest import Reason
+from dinov2_core.curation.unique_images import UniqueImages
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decisions:
-    """Fate of every file of the pile [F]; -1 or NaN where there is nothing to say."""
+    """Outcome of every source file [F]; -1 or NaN where there is none."""
 
     reasons: NDArray[np.str_]
     """Empty for kept."""
@@ -29,177 +29,154 @@ class Decisions:
     sizes: NDArray[np.int64]
     """Files in the component."""
     representatives: NDArray[np.int64]
-    """File that stands for the component."""
+    """File that is kept of the component."""
     nearest: NDArray[np.int64]
-    """Most similar other file of the pile."""
+    """Most similar other source file."""
     nearest_similarity: NDArray[np.float32]
     evaluation_similarity: NDArray[np.float32]
-    component_sizes: ComponentSizes
+    largest_component: int
+    """Unique images in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Groups:
-    """Components of the sound files."""
+class _Usable:
+    """Usable files, S of them, and the components of their images."""
 
-    sound: NDArray[np.int64]
-    """File numbers [S]."""
-    pictures: NDArray[np.int64]
+    files: NDArray[np.int64]
     """[S]."""
+    images: NDArray[np.int64]
+    """Unique image [S]."""
     components: NDArray[np.int64]
     """[S]."""
     representatives: NDArray[np.int64]
-    """Index into the sound files, by component [C]."""
-    best_of_picture: NDArray[np.bool_]
+    """Index into the usable files, by component [C]."""
+    is_best: NDArray[np.bool_]
     """Whether the file is the best of those with its pixels [S]."""
 
 
 def decide(
-    collected: CollectedImages,
+    images: UniqueImages,
     *,
     edges: Edges,
     near_threshold: float,
     leak_threshold: float,
-    max_component_share: float,
     retrieved: NDArray[np.int64] | None,
 ) -> Decisions:
-    """Drop refused files, whole components that touch an evaluation image, copies, then the rest.
+    """Drop unusable files, components with an evaluation image, copies, and what no seed retrieved.
 
     Args:
-        collected: Files and pictures.
-        edges: Between pictures.
-        near_threshold: Similarity that joins pictures of the pile to components.
-        leak_threshold: Similarity to an evaluation image that condemns a component.
-        max_component_share: Share of files above which a component is a giant.
-        retrieved: Pictures that a seed called up; None if nothing was retrieved.
+        images: Source files and unique images.
+        edges: Between unique images.
+        near_threshold: Similarity that joins source images to components.
+        leak_threshold: Similarity to an evaluation image from which a component is dropped.
+        retrieved: Unique images that a seed retrieved; None without seeds.
     """
-    groups = _group(collected, edges.at_least(near_threshold))
-    evaluation_similarity = _similarity_to_evaluation(collected, edges)
-    reasons = np.array([f.refusal or "" for f in collected.pile], dtype="<U32")
-    reasons[groups.sound] = _sound_reasons(
-        groups,
-        leaks=evaluation_similarity >= np.float32(leak_threshold),
+    usable = _group(images, edges.at_least(near_threshold))
+    similarity = _similarity_to_evaluation(images, edges)
+    reasons = np.array(images.files["reason"].to_pylist(), dtype="<U32")
+    reasons[usable.files] = _reasons(
+        usable,
+        is_leak=similarity >= np.float32(leak_threshold),
         retrieved=retrieved,
-        num_pictures=len(collected.is_evaluation),
     )
-    nearest, nearest_similarity = _nearest_files(collected, edges, groups)
+    nearest, nearest_similarity = _nearest_files(images, edges, usable)
 
     def for_files(values: NDArray[np.int64]) -> NDArray[np.int64]:
-        spread = np.full(len(collected.pile), -1, dtype=np.int64)
-        spread[groups.sound] = values
+        spread = np.full(len(reasons), -1, dtype=np.int64)
+        spread[usable.files] = values
         return spread
 
-    similarity = np.full(len(collected.pile), np.nan, dtype=np.float32)
-    similarity[groups.sound] = evaluation_similarity[groups.pictures]
-    sizes = np.bincount(groups.components, minlength=1)
+    evaluation_similarity = np.full(len(reasons), np.nan, dtype=np.float32)
+    evaluation_similarity[usable.files] = similarity[usable.images]
+    sizes = np.bincount(usable.components, minlength=1)
     return Decisions(
         reasons=reasons,
-        components=for_files(groups.components),
-        sizes=for_files(sizes[groups.components]),
-        representatives=for_files(groups.sound[groups.representatives[groups.components]]),
+        components=for_files(usable.components),
+        sizes=for_files(sizes[usable.components]),
+        representatives=for_files(usable.files[usable.representatives[usable.components]]),
         nearest=nearest,
         nearest_similarity=nearest_similarity,
-        evaluation_similarity=similarity,
-        component_sizes=component_sizes(groups.components, max_share=max_component_share),
+        evaluation_similarity=evaluation_similarity,
+        largest_component=int(np.bincount(usable.components[usable.is_best], minlength=1).max()),
     )
 
 
-def _group(collected: CollectedImages, near: Edges) -> _Groups:
-    num_pictures = len(collected.is_evaluation)
-    sound = np.flatnonzero(collected.pile_pictures >= 0)
-    pictures = collected.pile_pictures[sound]
-    in_pile = np.zeros(num_pictures, dtype=np.bool_)
-    in_pile[pictures] = True
-    within = near.within(in_pile)
-    by_picture = label_components(num_pictures, within)
-    components = _renumbered(by_picture[pictures])
-    files = [collected.pile[number] for number in sound]
+def _group(images: UniqueImages, near: Edges) -> _Usable:
+    number = len(images.is_evaluation)
+    usable = np.flatnonzero(images.image_of_file >= 0)
+    image_of_file = images.image_of_file[usable]
+    is_source = np.zeros(number, dtype=np.bool_)
+    is_source[image_of_file] = True
+    components = number_in_order(label_components(number, near.within(is_source))[image_of_file])
+    files: dict[str, list[int]] = images.files.take(pa.array(usable)).to_pydict()
     quality = {
-        "areas": np.array([f.width * f.height for f in files], dtype=np.int64),
-        "sizes_bytes": np.array([f.size_bytes for f in files], dtype=np.int64),
+        "areas": np.array(files["width"], np.int64) * np.array(files["height"], np.int64),
+        "sizes_bytes": np.array(files["size_bytes"], np.int64),
     }
-    names = np.array([f"{f.sha256} {f.name}" for f in files], dtype=np.str_)
-    best = choose_representatives(pictures, names=names, **quality)
-    is_best = np.zeros(len(sound), dtype=np.bool_)
-    is_best[best] = True
-    return _Groups(
-        sound=sound,
-        pictures=pictures,
+    ids = [f"{sha256} {name}" for sha256, name in zip(files["sha256"], files["name"], strict=True)]
+    names = np.array(ids, dtype=np.str_)
+    is_best = np.zeros(len(usable), dtype=np.bool_)
+    is_best[choose_representatives(image_of_file, names=names, **quality)] = True
+    return _Usable(
+        files=usable,
+        images=image_of_file,
         components=components,
         representatives=choose_representatives(components, names=names, **quality),
-        best_of_picture=is_best,
+        is_best=is_best,
     )
 
 
-def _renumbered(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The same groups numbered from 0 in the order of first appearance."""
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first, kind="stable"), kind="stable")[inverse].astype(np.int64)
-
-
-def _similarity_to_evaluation(collected: CollectedImages, edges: Edges) -> NDArray[np.float32]:
-    """Of every picture to the nearest evaluation image, 1 if it is one, NaN if unknown [U]."""
-    similarity = np.full(len(collected.is_evaluation), -np.inf, dtype=np.float32)
+def _similarity_to_evaluation(images: UniqueImages, edges: Edges) -> NDArray[np.float32]:
+    """To the nearest evaluation image, 1 for one itself, NaN if unknown [U]."""
+    similarity = np.full(len(images.is_evaluation), -np.inf, dtype=np.float32)
     for here, there in ((edges.first, edges.second), (edges.second, edges.first)):
-        leaks = collected.is_evaluation[there]
+        leaks = images.is_evaluation[there]
         np.maximum.at(similarity, here[leaks], edges.similarity[leaks])
-    similarity[collected.is_evaluation] = 1
+    similarity[images.is_evaluation] = 1
     return np.where(np.isinf(similarity), np.float32(np.nan), similarity)
 
 
-def _sound_reasons(
-    groups: _Groups,
-    *,
-    leaks: NDArray[np.bool_],
-    retrieved: NDArray[np.int64] | None,
-    num_pictures: int,
+def _reasons(
+    usable: _Usable, *, is_leak: NDArray[np.bool_], retrieved: NDArray[np.int64] | None
 ) -> NDArray[np.str_]:
-    reasons = np.full(len(groups.sound), Removal.NEAR_COPY.value, dtype="<U32")
-    reasons[~groups.best_of_picture] = Removal.EXACT_COPY
-    reasons[groups.representatives] = ""
+    reasons = np.full(len(usable.files), Reason.NEAR_COPY.value, dtype="<U32")
+    reasons[~usable.is_best] = Reason.EXACT_COPY
+    reasons[usable.representatives] = ""
     if retrieved is not None:
-        is_retrieved = np.zeros(num_pictures, dtype=np.bool_)
-        is_retrieved[retrieved] = True
-        # A copy that is called up speaks for its whole component.
-        called = np.unique(groups.components[is_retrieved[groups.pictures]])
-        is_dropped = ~np.isin(groups.components, called) & (reasons == "")
-        reasons[is_dropped] = Removal.NOT_RETRIEVED
-    condemned = np.unique(groups.components[leaks[groups.pictures]])
-    reasons[np.isin(groups.components, condemned)] = Removal.EVALUATION_LEAK
+        # A copy that is retrieved keeps the representative of its component.
+        kept = np.unique(usable.components[np.isin(usable.images, retrieved)])
+        is_dropped = ~np.isin(usable.components, kept) & (reasons == "")
+        reasons[is_dropped] = Reason.NOT_RETRIEVED
+    leaked = np.unique(usable.components[is_leak[usable.images]])
+    reasons[np.isin(usable.components, leaked)] = Reason.EVALUATION_LEAK
     return reasons
 
 
 def _nearest_files(
-    collected: CollectedImages, edges: Edges, groups: _Groups
+    images: UniqueImages, edges: Edges, usable: _Usable
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Most similar other file of every file and the similarity; equal pixels count as 1."""
-    num_pictures = len(collected.is_evaluation)
-    best_file = np.full(num_pictures, -1, dtype=np.int64)
-    best_file[groups.pictures[groups.best_of_picture]] = groups.sound[groups.best_of_picture]
-    in_pile = edges.within(best_file >= 0)
-    here = np.concatenate([in_pile.first, in_pile.second])
-    there = np.concatenate([in_pile.second, in_pile.first])
-    similarity = np.concatenate([in_pile.similarity, in_pile.similarity])
+    number = len(images.is_evaluation)
+    best_file = np.full(number, -1, dtype=np.int64)
+    best_file[usable.images[usable.is_best]] = usable.files[usable.is_best]
+    among = edges.within(best_file >= 0)
+    here = np.concatenate([among.first, among.second])
+    there = np.concatenate([among.second, among.first])
+    similarity = np.concatenate([among.similarity, among.similarity])
     order = np.lexsort((there, -similarity, here))
-    pictures, first = np.unique(here[order], return_index=True)
-    nearest_picture = np.full(num_pictures, -1, dtype=np.int64)
-    nearest_picture[pictures] = there[order][first]
-    picture_similarity = np.full(num_pictures, np.nan, dtype=np.float32)
-    picture_similarity[pictures] = similarity[order][first]
-    nearest = np.full(len(collected.pile), -1, dtype=np.int64)
-    nearest_similarity = np.full(len(collected.pile), np.nan, dtype=np.float32)
-    known = nearest_picture[groups.pictures] >= 0
-    nearest[groups.sound[known]] = best_file[nearest_picture[groups.pictures[known]]]
-    nearest_similarity[groups.sound] = picture_similarity[groups.pictures]
-    _point_to_equals(nearest, nearest_similarity, groups)
+    with_edge, first = np.unique(here[order], return_index=True)
+    nearest_file = np.full(number, -1, dtype=np.int64)
+    nearest_file[with_edge] = best_file[there[order][first]]
+    image_similarity = np.full(number, np.nan, dtype=np.float32)
+    image_similarity[with_edge] = similarity[order][first]
+    nearest = np.full(len(images.image_of_file), -1, dtype=np.int64)
+    nearest_similarity = np.full(len(nearest), np.nan, dtype=np.float32)
+    nearest[usable.files] = nearest_file[usable.images]
+    nearest_similarity[usable.files] = image_similarity[usable.images]
+    # Files with equal pixels are each other's nearest: each has the next one, the last the first.
+    order = np.argsort(usable.images, kind="stable")
+    for equal in np.split(order, np.flatnonzero(np.diff(usable.images[order])) + 1):
+        if len(equal) > 1:
+            nearest[usable.files[equal]] = usable.files[np.roll(equal, -1)]
+            nearest_similarity[usable.files[equal]] = 1
     return nearest, nearest_similarity
-
-
-def _point_to_equals(
-    nearest: NDArray[np.int64], similarity: NDArray[np.float32], groups: _Groups
-) -> None:
-    """Files with equal pixels are each other's nearest: the next in a ring, in place."""
-    order = np.argsort(groups.pictures, kind="stable")
-    for ring in np.split(order, np.flatnonzero(np.diff(groups.pictures[order])) + 1):
-        if len(ring) > 1:
-            nearest[groups.sound[ring]] = groups.sound[np.roll(ring, -1)]
-            similarity[groups.sound[ring]] = 1

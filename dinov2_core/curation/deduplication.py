@@ -16,9 +16,9 @@ _SEARCH_ROWS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edges:
-    """Pairs of like images, each once with first < second, sorted.
+    """Pairs of similar images, each once with first < second, sorted.
 
-    Kept below every threshold in use, so that a threshold can change without searching again.
+    Some lie below every threshold in use, so that a threshold can change without searching again.
     """
 
     first: NDArray[np.int64]
@@ -45,21 +45,10 @@ class Edges:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComponentSizes:
-    """How the images fall into components; chaining shows as one giant among them."""
-
-    histogram: tuple[tuple[int, int], ...]
-    """(size, number of components of that size), by size."""
-    largest: int
-    is_giant: bool
-    """The largest holds more images than the guard allows: the threshold chains distinct images."""
-
-
 def make_edges(
     first: NDArray[np.int64], second: NDArray[np.int64], similarity: NDArray[np.float32]
 ) -> Edges:
-    """Edges from pairs in any order, direction and number; of repeated pairs the most alike stays.
+    """Edges from pairs in any order and direction; of repeated pairs the most similar stays.
 
     Args:
         first: [P].
@@ -90,7 +79,7 @@ def neighbour_edges(
 
     Args:
         embeddings: Unit rows [N, E].
-        num_neighbours: Neighbours asked per image; the paper uses 64.
+        num_neighbours: Neighbours per image; the paper uses 64.
         threshold: Smallest cosine of an edge.
         max_flat_vectors: N up to which the search is exact.
     """
@@ -99,11 +88,11 @@ def neighbour_edges(
         nothing = np.zeros(0, dtype=np.int64)
         return make_edges(nothing, nothing, np.zeros(0, dtype=np.float32))
     index = CosineIndex(embeddings, max_flat_vectors=max_flat_vectors)
-    asked = min(num_neighbours + 1, number)  # every image finds itself
+    num_found = min(num_neighbours + 1, number)  # every image finds itself
     firsts, seconds, similarities = [], [], []
     for start in range(0, number, _SEARCH_ROWS):
-        found = index.search(embeddings[start : start + _SEARCH_ROWS], num_neighbours=asked)
-        rows = np.repeat(np.arange(start, start + len(found.indices)), asked)
+        found = index.search(embeddings[start : start + _SEARCH_ROWS], num_neighbours=num_found)
+        rows = np.repeat(np.arange(start, start + len(found.indices)), num_found)
         is_edge = (found.similarities.ravel() >= threshold) & (found.indices.ravel() >= 0)
         firsts.append(rows[is_edge])
         seconds.append(found.indices.ravel()[is_edge])
@@ -112,13 +101,16 @@ def neighbour_edges(
 
 
 def label_components(num_images: int, edges: Edges) -> NDArray[np.int64]:
-    """Component of every image [N], numbered in the order of their first images."""
+    """Connected component of every image [N]."""
     ones = np.ones(len(edges), dtype=np.int8)
     graph = coo_array((ones, (edges.first, edges.second)), shape=(num_images, num_images))
-    _, labels = connected_components(graph, directed=False)
-    _, first_images, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    ranks = np.argsort(np.argsort(first_images, kind="stable"), kind="stable")
-    return ranks[inverse].astype(np.int64)
+    return number_in_order(connected_components(graph, directed=False)[1])
+
+
+def number_in_order(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """The same groups [N], numbered from 0 in the order of their first members."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first, kind="stable"), kind="stable")[inverse].astype(np.int64)
 
 
 def choose_representatives(
@@ -128,13 +120,13 @@ def choose_representatives(
     sizes_bytes: NDArray[np.int64],
     names: NDArray[np.str_],
 ) -> NDArray[np.int64]:
-    """The image that stands for each component: largest area, then most bytes, then first name.
+    """The representative of each component: largest area, then most bytes, then first name.
 
     Args:
         components: Component of every image [N].
         areas: Pixels [N].
         sizes_bytes: Size of the files [N].
-        names: What breaks ties, e.g. content hashes [N].
+        names: Breaks ties, e.g. content hashes [N].
 
     Returns:
         Image number for every component, indexed by component [C].
@@ -144,20 +136,3 @@ def choose_representatives(
     is_first = np.ones(len(order), dtype=np.bool_)
     is_first[1:] = sorted_components[1:] != sorted_components[:-1]
     return order[is_first].astype(np.int64)
-
-
-def component_sizes(components: NDArray[np.int64], *, max_share: float) -> ComponentSizes:
-    """Histogram of component sizes and whether one is suspiciously large.
-
-    Args:
-        components: Component of every image [N].
-        max_share: Share of all images above which a component of at least 10 counts as a giant.
-    """
-    sizes = np.bincount(components) if len(components) else np.zeros(0, dtype=np.int64)
-    values, counts = np.unique(sizes, return_counts=True)
-    largest = int(values[-1]) if len(values) else 0
-    return ComponentSizes(
-        histogram=tuple(zip(values.tolist(), counts.tolist(), strict=True)),
-        largest=largest,
-        is_giant=largest >= 10 and largest > max_share * len(components),
-    )

@@ -1,9 +1,10 @@
-"""Embedders: images to unit vectors whose cosine says how alike two images are."""
+"""Embedders: images to unit vectors whose cosine measures how similar two images are."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Protocol
 
 import numpy as np
@@ -12,33 +13,45 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from dinov2_core.errors import InputError
+
 _PIXEL_SIDE = 16
 
 
 class Embedder(Protocol):
-    """Turns images into unit vectors."""
+    """Turns images into unit vectors, in two steps: only small inputs wait for the second."""
 
-    def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Unit vectors [N, E] of images in mode `L` or `RGB`, each of its image alone."""
+    batch_size: int
+    """Inputs that are embedded together."""
+
+    def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Input [S, S, 3] of an image in mode `L` or `RGB`."""
+        ...
+
+    def embed(self, inputs: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Unit vectors [N, E], each of its input alone."""
         ...
 
 
 class PixelEmbedder:
-    """16 x 16 colours and their gradients: no weights, sees the picture and not its meaning."""
+    """16 x 16 colours and their gradients: no weights; compares appearance, not meaning."""
 
-    def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Unit vectors [N, 1248]; aspect ratio and overall brightness do not count."""
-        colours = np.zeros((len(images), _PIXEL_SIDE, _PIXEL_SIDE, 3), dtype=np.float32)
-        for number, image in enumerate(images):
-            colours[number] = _small(image)
+    batch_size = 512
+
+    def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Mean colours of 16 x 16 cells, aspect ratio not kept."""
+        return _resized(image, _PIXEL_SIDE, Image.Resampling.BOX)
+
+    def embed(self, inputs: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Unit vectors [N, 1248]; overall brightness does not count."""
+        colours = np.stack(inputs).astype(np.float32)
         gray = colours.mean(axis=3)
         parts = (
             colours - colours.mean(axis=(1, 2, 3), keepdims=True),
             np.diff(gray, axis=1),
             np.diff(gray, axis=2),
         )
-        flat = [p.reshape(len(images), int(np.prod(p.shape[1:]))) for p in parts]
-        return unit_rows(np.concatenate(flat, axis=1))
+        return unit_rows(np.concatenate([part.reshape(len(inputs), -1) for part in parts], axis=1))
 
 
 class ModuleEmbedder:
@@ -54,7 +67,7 @@ class ModuleEmbedder:
         device: torch.device,
         batch_size: int = 64,
     ) -> None:
-        """Take over a network.
+        """Wrap a network.
 
         Args:
             module: The network; put into evaluation mode and onto the device.
@@ -64,31 +77,25 @@ class ModuleEmbedder:
             device: Where the network runs.
             batch_size: Images per forward pass.
         """
+        self.batch_size = batch_size
         self._module = module.eval().to(device)
         self._image_size_pixels = image_size_pixels
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._standard_deviation = torch.tensor(standard_deviation).view(3, 1, 1)
         self._device = device
-        self._batch_size = batch_size
 
-    def embed(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Unit vectors [N, E]; feature maps are averaged over positions."""
-        starts = range(0, len(images), self._batch_size)
-        batches = [self._features(images[i : i + self._batch_size]) for i in starts]
-        return unit_rows(torch.cat(batches).numpy())
+    def prepare(self, image: Image.Image) -> NDArray[np.uint8]:
+        """The image resized to the network's size (bicubic, antialiased)."""
+        return _resized(image, self._image_size_pixels, Image.Resampling.BICUBIC)
 
     @torch.inference_mode()
-    def _features(self, images: Sequence[Image.Image]) -> Tensor:
-        batch = torch.stack([self._normalized(image) for image in images]).to(self._device)
-        features: Tensor = self._module(batch)
+    def embed(self, inputs: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Unit vectors [N, E]; feature maps are averaged over positions."""
+        pixels = torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2).contiguous().float() / 255
+        batch = (pixels - self._mean) / self._standard_deviation
+        features: Tensor = self._module(batch.to(self._device))
         features = features.mean(dim=(2, 3)) if features.ndim == 4 else features
-        return features.float().cpu()
-
-    def _normalized(self, image: Image.Image) -> Tensor:
-        side = self._image_size_pixels
-        resized = image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
-        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
-        return (pixels - self._mean) / self._standard_deviation
+        return unit_rows(features.float().cpu().numpy())
 
 
 def timm_embedder(
@@ -98,18 +105,27 @@ def timm_embedder(
 
     Args:
         name: Model name of timm.
-        weights: State dict of the same network on this machine; None fetches timm's own.
+        weights: State dict of the same network on this machine; None downloads timm's own.
         image_size_pixels: Side that images are resized to.
         device: Where the network runs.
+
+    Raises:
+        InputError: The weights are damaged or of another network.
     """
     import timm
 
     module = timm.create_model(name, pretrained=weights is None, num_classes=0)
     if weights is not None:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        classifier = str(module.pretrained_cfg.get("classifier", "")) + "."
-        kept = {key: value for key, value in state.items() if not key.startswith(classifier)}
-        module.load_state_dict(kept, strict=True)
+        try:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+            classifier = str(module.pretrained_cfg.get("classifier", "")) + "."
+            kept = {key: value for key, value in state.items() if not key.startswith(classifier)}
+            module.load_state_dict(kept, strict=True)
+        except (OSError, EOFError, RuntimeError, UnpicklingError, AttributeError) as error:
+            raise InputError(
+                f"{weights} does not hold the weights of timm's {name} ({error}); name a file with "
+                "the state dict of that network in curate.embedding.weights"
+            ) from error
     return ModuleEmbedder(
         module,
         image_size_pixels=image_size_pixels,
@@ -128,8 +144,17 @@ def torchscript_embedder(
         path: The TorchScript file.
         image_size_pixels: Side that images are resized to; SSCD takes 320.
         device: Where the network runs.
+
+    Raises:
+        InputError: The file is missing or is no TorchScript.
     """
-    module: nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    try:
+        module: nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be loaded as TorchScript ({error}); name a file that torch.jit.save "
+            "wrote in curate.embedding.path"
+        ) from error
     return ModuleEmbedder(
         module,
         image_size_pixels=image_size_pixels,
@@ -145,6 +170,6 @@ def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-def _small(image: Image.Image) -> NDArray[np.float32]:
-    resized = image.convert("RGB").resize((_PIXEL_SIDE, _PIXEL_SIDE), Image.Resampling.BOX)
-    return np.asarray(resized, dtype=np.float32)
+def _resized(image: Image.Image, side: int, resampling: Image.Resampling) -> NDArray[np.uint8]:
+    """Square of three channels [side, side, 3]; gray is resized before it is repeated."""
+    return np.array(image.resize((side, side), resampling).convert("RGB"))

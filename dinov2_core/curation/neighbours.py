@@ -27,7 +27,7 @@ class Neighbours:
 
 
 class CosineIndex:
-    """Unit vectors that can be asked for the nearest ones."""
+    """Index of unit vectors by cosine."""
 
     def __init__(
         self,

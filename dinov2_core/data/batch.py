@@ -28,13 +28,18 @@ class PretrainBatch:
     """Masked patches, known without asking the device; M less the rows that only pad."""
 
     def to(self, device: torch.device) -> PretrainBatch:
-        """The same batch on another device; copies from pinned memory do not block."""
+        """The same batch on another device, on CUDA from pinned memory, which does not block."""
+        is_cuda = device.type == "cuda"
+
+        def moved(tensor: Tensor) -> Tensor:
+            return (tensor.pin_memory() if is_cuda else tensor).to(device, non_blocking=True)
+
         return PretrainBatch(
-            global_crops=self.global_crops.to(device, non_blocking=True),
-            local_crops=self.local_crops.to(device, non_blocking=True),
-            masks=self.masks.to(device, non_blocking=True),
-            masked_indices=self.masked_indices.to(device, non_blocking=True),
-            mask_weights=self.mask_weights.to(device, non_blocking=True),
+            global_crops=moved(self.global_crops),
+            local_crops=moved(self.local_crops),
+            masks=moved(self.masks),
+            masked_indices=moved(self.masked_indices),
+            mask_weights=moved(self.mask_weights),
             num_masked=self.num_masked,
         )
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from dinov2_core.config.augmentation import NUM_GLOBAL_CROPS
+from dinov2_core.config.augmentation import Crops as CropSettings
 from dinov2_core.data.colors import (
     color_jitter,
     gaussian_blur,
@@ -20,7 +22,6 @@ from dinov2_core.data.colors import (
 )
 from dinov2_core.data.randomness import Stream, hashed_uniforms
 
-_NUM_GLOBAL_CROPS = 2
 _NUM_TRIES = 10
 _DRAWS_PER_BOX = 2 * _NUM_TRIES + 3
 _DRAWS_PER_COLOR = 13
@@ -30,39 +31,6 @@ _BLUR_SIGMA = (0.1, 2.0)
 _BLUR_RADIUS = 4
 _FULL_BLUR_SIZE = 96
 _SOLARIZE_THRESHOLD = 128 / 255
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CropRecipe:
-    """Multi-crop augmentation, arXiv:2104.14294; field by field what the settings call crops."""
-
-    global_crop_size_pixels: int
-    local_crop_size_pixels: int
-    num_local_crops: int
-    global_crop_scale: tuple[float, float]
-    """Smallest and largest share of the image's area in a global crop."""
-    local_crop_scale: tuple[float, float]
-    """Smallest and largest share of the image's area in a local crop."""
-    horizontal_flip_probability: float
-    color_jitter_probability: float
-    grayscale_probability: float
-    blur_probabilities: tuple[float, float, float]
-    """Of the first global, the second global and the local crops."""
-    solarize_probability: float
-    """Of the second global crop."""
-    mean: tuple[float, ...]
-    """Per channel; its length is the number of channels, 1 or 3."""
-    standard_deviation: tuple[float, ...]
-
-    @property
-    def num_channels(self) -> int:
-        """Channels C of images and crops."""
-        return len(self.mean)
-
-    @property
-    def num_crops(self) -> int:
-        """Crops of one image, global ones first."""
-        return _NUM_GLOBAL_CROPS + self.num_local_crops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +44,7 @@ class Crops:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CropPlaces:
+class CropBoxes:
     """Where the crops of B images lie, G + L crops per image, global ones first."""
 
     boxes: NDArray[np.int64]
@@ -86,7 +54,7 @@ class CropPlaces:
 
 
 def make_crops(
-    images: Sequence[Image.Image], positions: NDArray[np.int64], *, recipe: CropRecipe, seed: int
+    images: Sequence[Image.Image], positions: NDArray[np.int64], *, recipe: CropSettings, seed: int
 ) -> Crops:
     """All crops of a rank's images, a pure function of (images, positions, recipe, seed).
 
@@ -97,8 +65,8 @@ def make_crops(
         seed: Of the run.
     """
     sizes = np.array([image.size for image in images], dtype=np.int64)
-    places = place_crops(sizes, positions, recipe=recipe, seed=seed)
-    global_pixels, local_pixels = _cut(images, places, recipe)
+    boxes = crop_boxes(sizes, positions, recipe=recipe, seed=seed)
+    global_pixels, local_pixels = _cut(images, boxes, recipe)
     draws = hashed_uniforms(
         _crop_positions(positions, recipe),
         seed=seed,
@@ -132,9 +100,9 @@ def make_crops(
     return Crops(global_crops=torch.cat([first, second]), local_crops=local)
 
 
-def place_crops(
-    sizes: NDArray[np.int64], positions: NDArray[np.int64], *, recipe: CropRecipe, seed: int
-) -> CropPlaces:
+def crop_boxes(
+    sizes: NDArray[np.int64], positions: NDArray[np.int64], *, recipe: CropSettings, seed: int
+) -> CropBoxes:
     """Boxes and flips of every crop of images of the given sizes.
 
     Args:
@@ -151,7 +119,7 @@ def place_crops(
     )
     num_local = recipe.num_local_crops
     scales = np.array(
-        [recipe.global_crop_scale] * _NUM_GLOBAL_CROPS + [recipe.local_crop_scale] * num_local
+        [recipe.global_crop_scale] * NUM_GLOBAL_CROPS + [recipe.local_crop_scale] * num_local
     )
     boxes = random_resized_boxes(
         np.repeat(sizes, recipe.num_crops, axis=0),
@@ -160,7 +128,7 @@ def place_crops(
     )
     is_flipped = draws[:, -1] < recipe.horizontal_flip_probability
     shape = (len(positions), recipe.num_crops)
-    return CropPlaces(boxes=boxes.reshape(*shape, 4), is_flipped=is_flipped.reshape(shape))
+    return CropBoxes(boxes=boxes.reshape(*shape, 4), is_flipped=is_flipped.reshape(shape))
 
 
 def random_resized_boxes(
@@ -193,14 +161,14 @@ def random_resized_boxes(
     top = (draws[:, -2] * (sizes[:, 1] - height + 1)).astype(np.int64)
     left = (draws[:, -1] * (sizes[:, 0] - width + 1)).astype(np.int64)
     boxes = np.stack([left, top, left + width, top + height], axis=1)
-    return np.where(fits.any(axis=1, keepdims=True), boxes, _middle_boxes(sizes))
+    return np.where(fits.any(axis=1, keepdims=True), boxes, _central_boxes(sizes))
 
 
 def augment_colors(
     pixels: Tensor,
     draws: Tensor,
     *,
-    recipe: CropRecipe,
+    recipe: CropSettings,
     blur_probability: float,
     solarize_probability: float,
 ) -> Tensor:
@@ -259,12 +227,12 @@ def _chosen(draws: Tensor, probability: float) -> Tensor:
     return (draws < probability).nonzero().flatten()
 
 
-def _crop_positions(positions: NDArray[np.int64], recipe: CropRecipe) -> NDArray[np.int64]:
+def _crop_positions(positions: NDArray[np.int64], recipe: CropSettings) -> NDArray[np.int64]:
     """One number for every crop of every image, [B * (G + L)]."""
     return (positions[:, None] * recipe.num_crops + np.arange(recipe.num_crops)).ravel()
 
 
-def _middle_boxes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _central_boxes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     full_width, full_height = sizes[:, 0], sizes[:, 1]
     low, high = _ASPECT_RATIO
     width = np.minimum(full_width, np.rint(full_height * high)).astype(np.int64)
@@ -274,23 +242,23 @@ def _middle_boxes(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _cut(
-    images: Sequence[Image.Image], places: CropPlaces, recipe: CropRecipe
+    images: Sequence[Image.Image], crops: CropBoxes, recipe: CropSettings
 ) -> tuple[Tensor, Tensor]:
     """Global [2, B, C, S, S] and local [L, B, C, s, s] pixels, resized with antialiasing, uint8."""
     num_images, channels = len(images), recipe.num_channels
     large, small = recipe.global_crop_size_pixels, recipe.local_crop_size_pixels
     outputs = [
-        np.empty((_NUM_GLOBAL_CROPS, num_images, large, large, channels), dtype=np.uint8),
+        np.empty((NUM_GLOBAL_CROPS, num_images, large, large, channels), dtype=np.uint8),
         np.empty((recipe.num_local_crops, num_images, small, small, channels), dtype=np.uint8),
     ]
-    boxes, flips = places.boxes.tolist(), places.is_flipped.tolist()
+    boxes, flips = crops.boxes.tolist(), crops.is_flipped.tolist()
     for number, image in enumerate(images):
         for crop, (box, is_flipped) in enumerate(zip(boxes[number], flips[number], strict=True)):
-            is_local = crop >= _NUM_GLOBAL_CROPS
+            is_local = crop >= NUM_GLOBAL_CROPS
             size = small if is_local else large
             resized = image.resize((size, size), Image.Resampling.BICUBIC, box=tuple(box))
             pixels = np.asarray(resized).reshape(size, size, -1)
-            target = outputs[is_local][crop - _NUM_GLOBAL_CROPS * is_local, number]
+            target = outputs[is_local][crop - NUM_GLOBAL_CROPS * is_local, number]
             target[:] = pixels[:, ::-1] if is_flipped else pixels
     first, second = (torch.from_numpy(output).permute(0, 1, 4, 2, 3) for output in outputs)
     return first, second

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dinov2_core.errors import UnreadableImage
 
 DecodingFailure = Literal["empty", "not_an_image", "truncated", "unreadable", "too_many_pixels"]
 
@@ -30,15 +33,9 @@ _DAMAGE = (
 )
 
 
+_STRIP_PIXELS = 2**20
+
 Image.init()  # later, several threads would load the decoders at once
-
-
-class UnreadableImage(ValueError):
-    """Bytes that do not decode; `reason` says why in one word, the message in a sentence."""
-
-    def __init__(self, reason: DecodingFailure, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason: DecodingFailure = reason
 
 
 def decode_image(
@@ -84,8 +81,8 @@ def open_image(content: bytes, *, num_channels: int, max_pixels: int = MAX_PIXEL
         )
     image = _load(content, max_pixels)
     try:
-        upright = ImageOps.exif_transpose(image)
-        shown = _eight_bit(upright)
+        ImageOps.exif_transpose(image, in_place=True)
+        shown = _eight_bit(image)
         return shown.convert("L") if num_channels == 1 else shown
     except UnreadableImage:
         raise
@@ -95,14 +92,14 @@ def open_image(content: bytes, *, num_channels: int, max_pixels: int = MAX_PIXEL
 
 def image_format(content: bytes) -> str:
     """Name of the encoding in lower case, as Pillow knows it (`jpeg`, `png`, `webp`, `tiff`)."""
-    return (_identify(content).format or "unknown").lower()
+    return (identify(content).format or "unknown").lower()
 
 
 def _load(content: bytes, max_pixels: int) -> Image.Image:
-    image = _identify(content)
+    image = identify(content)
     width, height = image.size
     if width * height > max_pixels:
-        raise UnreadableImage(
+        raise _unreadable(
             "too_many_pixels", f"{width} x {height} is more than max_pixels {max_pixels}"
         )
     try:
@@ -112,17 +109,26 @@ def _load(content: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
-def _identify(content: bytes) -> Image.Image:
+def identify(content: bytes) -> Image.Image:
+    """The image with size and format but without pixels: only its header is read.
+
+    Raises:
+        UnreadableImage: The bytes are no image.
+    """
     if not content:
-        raise UnreadableImage("empty", "the file holds no bytes")
+        raise _unreadable("empty", "the file holds no bytes")
     try:
         return Image.open(io.BytesIO(content), formats=_FORMATS)
     except UnidentifiedImageError as error:
-        raise UnreadableImage("not_an_image", "no known image format starts like this") from error
+        raise _unreadable("not_an_image", "no known image format starts like this") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage("too_many_pixels", str(error)) from error
+        raise _unreadable("too_many_pixels", str(error)) from error
     except _DAMAGE as error:
         raise _damaged(error) from error
+
+
+def _unreadable(reason: DecodingFailure, detail: str) -> UnreadableImage:
+    return UnreadableImage(f"{reason}: {detail}", reason=reason)
 
 
 def _damaged(error: Exception) -> UnreadableImage:
@@ -130,7 +136,7 @@ def _damaged(error: Exception) -> UnreadableImage:
     is_cut_off = isinstance(error, (EOFError, struct.error)) or any(
         sign in text for sign in ("truncated", "unexpected end", "not enough", "eof")
     )
-    return UnreadableImage("truncated" if is_cut_off else "unreadable", str(error))
+    return _unreadable("truncated" if is_cut_off else "unreadable", str(error))
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -148,21 +154,39 @@ def _eight_bit(image: Image.Image) -> Image.Image:
             return image.convert("RGB")
 
 
+def strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Whole rows of an image, a million pixels at a time, and the number of the first of them.
+
+    What needs many bytes per pixel is done strip by strip: an image may have 89 million.
+    """
+    height = max(1, _STRIP_PIXELS // max(1, image.width))
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
+
+
 def _over_white(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" not in image.info:
         return image.convert("RGB")
-    opaque = image.convert("RGBA")
-    white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
-    flat = Image.alpha_composite(white, opaque).convert("RGB")
-    return flat.convert("L") if image.mode in ("L", "LA", "La") else flat
+    flat = Image.new("L" if image.mode in ("L", "LA", "La") else "RGB", image.size)
+    for top, strip in strips(image):
+        opaque = strip.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, (255, 255, 255, 255))
+        flat.paste(Image.alpha_composite(white, opaque).convert("RGB").convert(flat.mode), (0, top))
+    return flat
 
 
 def _from_wide(image: Image.Image) -> Image.Image:
-    values = np.asarray(image).astype(np.float64)
-    if image.mode != "F" and values.min(initial=0) >= 0 and values.max(initial=0) <= 65_535:
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    if not np.isfinite(values).all():
-        raise UnreadableImage("unreadable", "the image holds values that are not finite")
-    low, high = values.min(initial=0), values.max(initial=0)
-    scaled = (values - low) * (255 / (high - low) if high > low else 0)
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
+    low, high = 0.0, 0.0
+    for _, strip in strips(image):
+        values = np.asarray(strip)
+        if not np.isfinite(values).all():
+            raise _unreadable("unreadable", "the image holds values that are not finite")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
+    is_16_bit = image.mode != "F" and low >= 0 and high <= 65_535
+    factor = 255 / (high - low) if high > low else 0.0
+    gray = Image.new("L", image.size)
+    for top, strip in strips(image):
+        values = np.asarray(strip).astype(np.float64)
+        values = values / 257 if is_16_bit else (values - low) * factor
+        gray.paste(Image.fromarray(np.rint(values).astype(np.uint8)), (0, top))
+    return gray

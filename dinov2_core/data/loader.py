@@ -12,12 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinov2_core.config.augmentation import Crops
 from dinov2_core.data.batch import PretrainBatch
-from dinov2_core.data.crops import CropRecipe, make_crops
-from dinov2_core.data.decoding import UnreadableImage, open_image
+from dinov2_core.data.crops import make_crops
+from dinov2_core.data.decoding import open_image
 from dinov2_core.data.masking import MaskRecipe, batch_masks
 from dinov2_core.data.sampler import ImageOrder, rank_positions
 from dinov2_core.data.shards import ShardReader
+from dinov2_core.errors import UnreadableImage
 
 
 class PretrainLoader:
@@ -31,7 +33,7 @@ class PretrainLoader:
         self,
         reader: ShardReader,
         *,
-        crops: CropRecipe,
+        crops: Crops,
         masks: MaskRecipe,
         seed: int,
         global_batch_size: int,
@@ -141,7 +143,7 @@ class PretrainLoader:
             world_size=self._world_size,
         )
         numbers = self._order.image_at(positions).tolist()
-        return tuple(self._reader.entry(number).sha256 for number in numbers)
+        return tuple(entry.sha256 for entry in self._reader.entries(numbers))
 
     def close(self) -> None:
         """Stop the threads after the batches they are at and drop what is waiting."""
@@ -158,7 +160,7 @@ class PretrainLoader:
         except UnreadableImage as error:
             entry = self._reader.entry(number)
             raise UnreadableImage(
-                error.reason,
                 f"image {entry.sha256} at offset {entry.offset} of {entry.shard} does not decode "
                 f"({error}); leave it out of the data set",
+                reason=error.reason,
             ) from error

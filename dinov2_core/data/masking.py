@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dinov2_core.config.augmentation import NUM_GLOBAL_CROPS, Masking
 from dinov2_core.data.randomness import Stream, hashed_bits
 
-_NUM_GLOBAL_CROPS = 2
 _NUM_TRIES = 10
 
 
@@ -25,10 +25,8 @@ class MaskRecipe:
     """Patches from top to bottom of a global crop."""
     grid_width: int
     """Patches from left to right of a global crop."""
-    probability: float = 0.5
-    """Share of the global crops that are masked."""
-    ratio: tuple[float, float] = (0.1, 0.5)
-    """Smallest and largest share of masked patches in a masked crop."""
+    masking: Masking
+    """Share of masked crops and of masked patches in them."""
 
     def most_masked(self, num_crops: int, *, global_batch_size: int) -> int:
         """Upper bound of the masked patches in some crops of a global batch, see `batch_masks`.
@@ -41,8 +39,8 @@ class MaskRecipe:
 
     def edges(self, global_batch_size: int) -> NDArray[np.float64]:
         """Bounds of the strata that masked crops draw their ratios from, one more than crops."""
-        num_masked_crops = int(_NUM_GLOBAL_CROPS * global_batch_size * self.probability)
-        return np.linspace(*self.ratio, num_masked_crops + 1)
+        num_masked_crops = int(NUM_GLOBAL_CROPS * global_batch_size * self.masking.probability)
+        return np.linspace(*self.masking.ratio, num_masked_crops + 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,17 +146,15 @@ def batch_masks(
         recipe: Grid, share and ratios.
         seed: Of the run.
     """
-    num_crops = _NUM_GLOBAL_CROPS * global_batch_size
+    num_crops = NUM_GLOBAL_CROPS * global_batch_size
     edges = recipe.edges(global_batch_size)
     num_masked_crops = len(edges) - 1
     strata = _strata(step, num_crops=num_crops, seed=seed)
     within = positions - step * global_batch_size
     num_patches = recipe.grid_height * recipe.grid_width
-    masks = np.zeros((_NUM_GLOBAL_CROPS, len(positions), num_patches), dtype=np.bool_)
-    seeds = hashed_bits(
-        positions, seed=seed, stream=Stream.MASK_BLOCKS, num_draws=_NUM_GLOBAL_CROPS
-    )
-    for crop in range(_NUM_GLOBAL_CROPS):
+    masks = np.zeros((NUM_GLOBAL_CROPS, len(positions), num_patches), dtype=np.bool_)
+    seeds = hashed_bits(positions, seed=seed, stream=Stream.MASK_BLOCKS, num_draws=NUM_GLOBAL_CROPS)
+    for crop in range(NUM_GLOBAL_CROPS):
         crop_strata = strata[crop * global_batch_size + within]
         for image in np.flatnonzero(crop_strata < num_masked_crops):
             stratum = crop_strata[image]

@@ -1,4 +1,4 @@
-"""CheckpointWriter: checkpoints that training does not wait for."""
+"""CheckpointWriter: writes checkpoints behind the training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from dinov2_core.distributed.checkpoint import (
-    CheckpointNotWritten,
-    Retention,
-    mirror_checkpoint,
-    save_checkpoint,
-)
-from dinov2_core.distributed.mirror import Mirror
+from dinov2_core.config.execution import Checkpoints
+from dinov2_core.distributed.checkpoint import save_checkpoint
+from dinov2_core.distributed.remote_checkpoints import RemoteCheckpoints, upload_checkpoint
+from dinov2_core.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +31,15 @@ class CheckpointWriter:
     needs as much host memory as its shards take.
 
     Use as a context manager: leaving it waits for the last write. Every method is collective; the
-    threads of the ranks talk in a group of their own.
+    threads of the ranks use a group of their own.
 
     Args:
         directory: Of all checkpoints of the run; the same file system on every rank, or on those
-            of a node where there is a mirror.
+            of a node where there is a remote store.
         identity: Of the settings, compared before resuming.
         retention: Which checkpoints stay.
-        mirror: Gets a copy of every checkpoint, in the same thread. A copy that fails is warned
-            of, unless it is the last one.
+        remote: Every checkpoint is uploaded there, in the same thread; None uploads none. A failed
+            upload is a warning, that of the last checkpoint an error.
     """
 
     def __init__(
@@ -50,19 +47,19 @@ class CheckpointWriter:
         directory: Path,
         *,
         identity: str,
-        retention: Retention,
-        mirror: Mirror | None = None,
+        retention: Checkpoints,
+        remote: RemoteCheckpoints | None = None,
     ) -> None:
         self._directory = directory
         self._identity = identity
         self._retention = retention
-        self._mirror = mirror
+        self._remote = remote
         group = dist.new_group(backend="gloo")
         assert isinstance(group, dist.ProcessGroup), group
         self._group = group
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
-        self._copying: Future[None] | None = None
+        self._uploading: Future[None] | None = None
         is_cuda = torch.cuda.is_available()
         self._stager = DefaultStager(
             StagingOptions(
@@ -104,33 +101,33 @@ class CheckpointWriter:
     def save(self, state: Mapping[str, Tensor], *, step: int) -> None:
         """Begin to write a checkpoint; the state may change as soon as this returns.
 
-        Waits for the checkpoint before to be written, though not for its copy in the mirror: that
-        goes first in the thread, so that at most one copy and one write are behind.
+        Waits until the checkpoint before is written, though not for its upload: that goes first in
+        the thread, so that at most one upload and one write are behind.
 
         Args:
             state: Tensors by name, sharded ones as DTensors; the same tensors every time.
             step: Optimizer steps taken.
 
         Raises:
-            CheckpointNotWritten: The checkpoint before could not be written.
+            CheckpointError: The checkpoint before could not be written.
         """
         self._wait_for_write()
         copy = self._stager.stage(dict(state))
         assert isinstance(copy, dict), type(copy)
         self._pending = self._thread.submit(self._write, copy, step=step)
-        if self._mirror is not None:
-            self._copying = self._thread.submit(self._copy, self._pending, mirror=self._mirror)
+        if self._remote is not None:
+            self._uploading = self._thread.submit(self._upload, self._pending, remote=self._remote)
 
     def wait(self) -> None:
-        """Return when nothing is being written or copied.
+        """Wait until nothing is being written or uploaded.
 
         Raises:
-            CheckpointNotWritten: What was being written or copied could not be.
+            CheckpointError: What was being written or uploaded could not be.
         """
         self._wait_for_write()
-        copying, self._copying = self._copying, None
-        if copying is not None:
-            copying.result()
+        uploading, self._uploading = self._uploading, None
+        if uploading is not None:
+            uploading.result()
 
     def _wait_for_write(self) -> None:
         pending, self._pending = self._pending, None
@@ -146,20 +143,20 @@ class CheckpointWriter:
             identity=self._identity,
             retention=self._retention,
             group=self._group,
-            is_shared=self._mirror is None,
+            is_shared=self._remote is None,
         )
         logger.debug("wrote %s in %.1f s", path, time.perf_counter() - started)
         return path
 
-    def _copy(self, written: Future[Path], *, mirror: Mirror) -> None:
-        if written.exception() is not None:  # told by the write itself
+    def _upload(self, written: Future[Path], *, remote: RemoteCheckpoints) -> None:
+        if written.exception() is not None:  # raised where the write is waited for
             return
         started = time.perf_counter()
         path = written.result()
         try:
-            mirror_checkpoint(path, mirror=mirror, retention=self._retention, group=self._group)
-        except CheckpointNotWritten as error:
+            upload_checkpoint(path, remote=remote, retention=self._retention, group=self._group)
+        except CheckpointError as error:
             if dist.get_rank() == 0:
                 logger.warning("%s", error)
             raise
-        logger.debug("copied %s in %.1f s", path, time.perf_counter() - started)
+        logger.debug("uploaded %s in %.1f s", path, time.perf_counter() - started)

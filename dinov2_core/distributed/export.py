@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+
+from dinov2_core.weights_file import write_weights
 
 
 @torch.no_grad()
@@ -33,18 +32,7 @@ def export_weights(module: nn.Module, *, path: Path) -> str:
         full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         if is_writer:
             weights[name] = full.detach().to("cpu", torch.float32, copy=True).contiguous()
-    digest = [_write(weights, path=path) if is_writer else ""]
+    digest = [write_weights(weights, path=path) if is_writer else ""]
     if dist.is_initialized():
         dist.broadcast_object_list(digest, src=0)
     return digest[0]
-
-
-def _write(weights: dict[str, Tensor], *, path: Path) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file(weights, partial, metadata={"format": "pt"})
-    with partial.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    return digest

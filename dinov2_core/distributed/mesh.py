@@ -1,4 +1,4 @@
-"""Process group, device mesh and the ranks' agreement on small values."""
+"""Process group, device mesh and the exchange of small values."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from dinov2_core.errors import SettingsError
+
 SHARD_DIMENSION = "shard"
 """Name of the mesh dimension that parameters are split over."""
 REPLICATE_DIMENSION = "replicate"
@@ -21,21 +23,21 @@ REPLICATE_DIMENSION = "replicate"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranks:
-    """This process among those that train together."""
+    """This process among all ranks."""
 
     rank: int
     """Of this process, from 0."""
     world_size: int
     """Processes in all."""
     device: torch.device
-    """Where this process computes."""
+    """Of this process."""
     mesh: DeviceMesh
     """[world_size], dimension `shard`, or [num_replicas, ranks of a replica], dimensions
     `replicate` and `shard`: neighbouring ranks hold the shards of one replica."""
 
     @property
     def is_main_rank(self) -> bool:
-        """Whether this process speaks for all: logs, reports, writes the shared files."""
+        """Whether this process logs, reports and writes the shared files for all."""
         return self.rank == 0
 
     def gather(self, values: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class Ranks:
 
 @contextmanager
 def process_group(*, timeout_seconds: float = 1800.0, num_replicas: int = 1) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started, and leave them at the end.
+    """Join the process group of the ranks that torchrun started; left at the end.
 
     Reads RANK, LOCAL_RANK and WORLD_SIZE; without them the process is the only rank, on the same
     path. CUDA devices are used where there are any, with NCCL, else the CPU with gloo.
@@ -59,8 +61,8 @@ def process_group(*, timeout_seconds: float = 1800.0, num_replicas: int = 1) -> 
         num_replicas: Copies of the parameters, each split over its share of the ranks.
 
     Raises:
-        ValueError: There are fewer CUDA devices than ranks on this machine, or the ranks do not
-            divide into so many replicas.
+        SettingsError: There are fewer CUDA devices than ranks on this machine, the ranks do not
+            divide into so many replicas, or torchrun did not start them.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -73,7 +75,7 @@ def process_group(*, timeout_seconds: float = 1800.0, num_replicas: int = 1) -> 
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, timeout=timeout, rank=0, world_size=1)
     else:
-        raise ValueError(
+        raise SettingsError(
             f"WORLD_SIZE is {world_size} but MASTER_ADDR is not set; start the ranks with torchrun"
         )
     try:
@@ -87,12 +89,12 @@ def device_mesh(device: torch.device, *, world_size: int, num_replicas: int) -> 
     """The mesh of `Ranks`: one dimension, or two with replicas.
 
     Raises:
-        ValueError: The ranks do not divide into so many replicas.
+        SettingsError: The ranks do not divide into so many replicas.
     """
     if num_replicas == 1:
         return init_device_mesh(device.type, (world_size,), mesh_dim_names=(SHARD_DIMENSION,))
     if world_size % num_replicas:
-        raise ValueError(
+        raise SettingsError(
             f"{world_size} ranks do not divide into {num_replicas} replicas; set "
             f"topology.num_replicas to a divisor of {world_size}"
         )
@@ -103,11 +105,16 @@ def device_mesh(device: torch.device, *, world_size: int, num_replicas: int) -> 
     )
 
 
+def is_local_main_rank() -> bool:
+    """Whether this rank manages the files of its node."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
 def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
-        raise ValueError(
+        raise SettingsError(
             f"local rank {local_rank} has no CUDA device ({torch.cuda.device_count()} found); "
             "set topology.processes_per_node to the number of devices of a node"
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from functools import partial
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from dinov2_core.config.execution import Execution, Precision, Recomputation
 from dinov2_core.distributed.mesh import SHARD_DIMENSION
 
 _KEPT_OPERATORS = frozenset(
@@ -38,77 +38,68 @@ _ATTENTION_LIBRARIES = frozenset({"torch_attn", "xformers", "xformers_flash", "x
 """Namespaces of packed attention kernels, which a block calls in its forward pass only."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sharding:
-    """How a module is spread over the ranks and run."""
-
-    precision: Literal["fp32", "bf16"]
-    """Type of gathered parameters and of the computation; shards and reductions stay fp32."""
-    recomputes_activations: Literal["none", "selective", "full"] = "none"
-    """What blocks compute again in the backward pass: all but matrix products and attention
-    (selective), or everything from their inputs (full); parameter names do not change."""
-    compiles_blocks: bool = False
-    """Compile each block in place; parameter names do not change."""
-
-
-def shard_trained(
+def shard_student(
     parts: Iterable[nn.Module],
     *,
-    blocks: Iterable[nn.Module],
+    blocks: nn.ModuleList,
     mesh: DeviceMesh,
-    sharding: Sharding,
+    precision: Precision,
+    execution: Execution,
 ) -> None:
     """Split modules that get gradients: checkpoint, compile, then shard, block by block.
 
-    Blocks give their gathered parameters back after the forward pass when there is somebody to
+    Blocks free their gathered parameters after the forward pass when there are other ranks to
     gather from; a part (backbone or head) keeps its few own ones until the backward pass, which
-    follows at once.
+    follows at once. Names of parameters do not change.
 
     Args:
         parts: Backbone and heads, each called on its own; every part becomes a root.
         blocks: Modules inside the parts that are gathered one by one, in the order they run.
         mesh: One dimension to shard over, or two: replicate x shard.
-        sharding: Precision and options.
+        precision: Type of gathered parameters and of the computation; shards and reductions of
+            gradients stay fp32.
+        execution: Whether blocks are recomputed in the backward pass and compiled.
     """
-    policy, blocks = _policy(sharding), list(blocks)
-    reshards = mesh[SHARD_DIMENSION].size() > 1
+    shard = partial(fully_shard, mesh=mesh, mp_policy=_policy(precision))
     for block in blocks:
-        _recompute(block, activations=sharding.recomputes_activations)
-        _compile(block, sharding=sharding)
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards)
+        _recompute(block, activations=execution.recomputes_activations)
+        _compile(block, execution=execution)
+        shard(block, reshard_after_forward=mesh[SHARD_DIMENSION].size() > 1)
     for part in parts:
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        shard(part, reshard_after_forward=False)
     if mesh.device_type == "cuda":
-        prefetch(blocks)
+        prefetch(list(blocks))
 
 
-def shard_averaged(
+def shard_teacher(
     parts: Iterable[nn.Module],
     *,
-    blocks: Iterable[nn.Module],
+    blocks: nn.ModuleList,
     mesh: DeviceMesh,
-    sharding: Sharding,
+    precision: Precision,
+    execution: Execution,
 ) -> None:
-    """Split modules that only run forward and whose shards are changed in between (a teacher).
+    """Split modules that only run forward and whose shards change in between, by the EMA.
 
-    Every part gives its gathered parameters back after each forward pass. A root does not by
-    default, and without a backward pass it never would: the next forward pass would silently use
-    the parameters from before the moving average.
+    Every part frees its gathered parameters after each forward pass. A root does not by default,
+    and without a backward pass it never would: the next forward pass would silently use the
+    parameters from before the moving average.
 
     Args:
         parts: Backbone and heads, each called on its own; every part becomes a root.
         blocks: Modules inside the parts that are gathered one by one, in the order they run.
         mesh: One dimension to shard over, or two: replicate x shard.
-        sharding: Precision and options; nothing is recomputed without a backward pass.
+        precision: Type of gathered parameters and of the computation.
+        execution: Whether blocks are compiled; nothing is recomputed without a backward pass.
     """
-    policy, blocks = _policy(sharding), list(blocks)
+    shard = partial(fully_shard, mesh=mesh, mp_policy=_policy(precision))
     for block in blocks:
-        _compile(block, sharding=sharding)
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        _compile(block, execution=execution)
+        shard(block, reshard_after_forward=True)
     for part in parts:
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+        shard(part, reshard_after_forward=True)
     if mesh.device_type == "cuda":
-        prefetch(blocks)
+        prefetch(list(blocks))
 
 
 def prefetch(blocks: Sequence[nn.Module]) -> None:
@@ -127,7 +118,7 @@ def reduce_gradients(parts: Iterable[nn.Module], *, enabled: bool) -> None:
     """Whether the coming backward passes send gradients to their shards or collect them whole.
 
     Args:
-        parts: Modules that `shard_trained` made roots; others are left alone.
+        parts: Modules that `shard_student` made roots; others are left alone.
         enabled: False for all but the last of several backward passes of a step.
     """
     for part in parts:
@@ -135,7 +126,7 @@ def reduce_gradients(parts: Iterable[nn.Module], *, enabled: bool) -> None:
             part.set_requires_gradient_sync(enabled)
 
 
-def _recompute(block: nn.Module, *, activations: Literal["none", "selective", "full"]) -> None:
+def _recompute(block: nn.Module, *, activations: Recomputation) -> None:
     match activations:
         case "none":
             return
@@ -145,7 +136,7 @@ def _recompute(block: nn.Module, *, activations: Literal["none", "selective", "f
             options = {"context_fn": _selective_contexts}
         case _:
             assert_never(activations)
-    block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **options)
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False, **options)
 
 
 def _selective_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -161,13 +152,13 @@ def _keep_costly(_context: object, operator: object, *_args: object, **_kw: obje
     return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _compile(block: nn.Module, *, sharding: Sharding) -> None:
+def _compile(block: nn.Module, *, execution: Execution) -> None:
     """Compile the computation without the hooks that gather parameters; blocks share the code."""
-    if sharding.compiles_blocks:
+    if execution.compiles_blocks:
         block.forward = torch.compile(block.forward)
 
 
-def _policy(sharding: Sharding) -> MixedPrecisionPolicy:
-    if sharding.precision == "fp32":
+def _policy(precision: Precision) -> MixedPrecisionPolicy:
+    if precision == "fp32":
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)

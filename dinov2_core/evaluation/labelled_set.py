@@ -1,24 +1,35 @@
-"""Images with labels, read from one folder per class or from a parquet file."""
+"""Encoded images, and images with labels; where they come from is the caller's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dinov2_core.evaluation.preprocessing import EncodedImage
+from dinov2_core.errors import InputError, LabelsMismatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImage:
+    """An image file as stored, in memory or to be read when it is needed."""
+
+    name: str
+    """What an error calls it."""
+    content: bytes | Callable[[], bytes]
+    """The file's bytes, or what reads them."""
+
+    def read(self) -> bytes:
+        """The file's bytes."""
+        return self.content if isinstance(self.content, bytes) else self.content()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledSet:
     """Images, their labels and the names that the labels stand for."""
 
-    images: tuple[EncodedImage, ...]
+    images: Sequence[EncodedImage]
     """N encoded images in a fixed order."""
     labels: NDArray[np.int64]
     """[N], positions in classes."""
@@ -29,142 +40,64 @@ class LabelledSet:
         return len(self.images)
 
     def subset(self, indices: Sequence[int]) -> LabelledSet:
-        """Return the images at these positions, with all classes kept."""
+        """The images at these positions, with all classes kept."""
         return LabelledSet(
             images=tuple(self.images[index] for index in indices),
             labels=self.labels[np.asarray(indices, dtype=np.int64)],
             classes=self.classes,
         )
 
+    def evenly_spaced(self, max_images: int) -> LabelledSet:
+        """At most so many images, spread over the whole set."""
+        return (
+            self if len(self) <= max_images else self.subset(evenly_spaced(len(self), max_images))
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelledPair:
-    """The labelled images that a classifier sees and those on which it is scored."""
+    """The labelled images that a classifier is given and those on which it is scored."""
 
     train: LabelledSet
     test: LabelledSet
 
+    def __post_init__(self) -> None:
+        only_train = sorted(set(self.train.classes) - set(self.test.classes))
+        only_test = sorted(set(self.test.classes) - set(self.train.classes))
+        if only_train or only_test:
+            raise LabelsMismatch(
+                f"train and test have different classes: only train has {_listed(only_train)}, "
+                f"only test has {_listed(only_test)}; give both the same labels"
+            )
 
-def read_labelled_set(path: Path) -> LabelledSet:
-    """Read a folder with one folder per class, or a parquet file with image and label.
 
-    A class folder may have folders of its own; hidden files are passed over, as are files beside
-    the class folders. A parquet file has the columns `image` (bytes, or a struct with the field
-    bytes) and `label` (string or integer); its bytes stay in memory.
+def labelled_set(images: Sequence[EncodedImage], labels: Sequence[int | str]) -> LabelledSet:
+    """Number the classes.
+
+    Args:
+        images: N images.
+        labels: Their classes [N], all integers or all strings.
 
     Raises:
-        ValueError: The path has no labelled images, or a file is not as described.
+        InputError: There are fewer than two classes.
     """
-    if path.is_dir():
-        return _from_folder(path)
-    if path.is_file():
-        return _from_parquet(path)
-    raise ValueError(
-        f"labelled set {path} does not exist; give a folder with one folder per class, or a "
-        "parquet file with the columns image and label"
-    )
-
-
-def read_labelled_pair(*, train: Path, test: Path) -> LabelledPair:
-    """Read the train and the test set and hold them to the same classes.
-
-    Raises:
-        ValueError: A set is unreadable, or the classes differ; the message names the differing.
-    """
-    pair = LabelledPair(train=read_labelled_set(train), test=read_labelled_set(test))
-    if pair.train.classes != pair.test.classes:
-        only_train = sorted(set(pair.train.classes) - set(pair.test.classes))
-        only_test = sorted(set(pair.test.classes) - set(pair.train.classes))
-        raise ValueError(
-            f"train set {train} and test set {test} have different classes: only train has "
-            f"{only_train}, only test has {only_test}; give both the same labels"
+    values, positions = np.unique(np.array(labels), return_inverse=True)
+    if len(values) < 2:
+        raise InputError(
+            f"{len(images)} images have {len(values)} classes; label images of at least two"
         )
-    return pair
-
-
-def _from_folder(folder: Path) -> LabelledSet:
-    names = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if not names:
-        raise ValueError(
-            f"labelled set {folder} has no folder inside; put the images of each class into a "
-            "folder that bears the class's name"
-        )
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        found = sorted(
-            file
-            for file in (folder / name).rglob("*")
-            if file.is_file() and not file.name.startswith(".")
-        )
-        if not found:
-            raise ValueError(
-                f"class folder {folder / name} has no image; add images or remove the folder"
-            )
-        files += found
-        labels += [label] * len(found)
     return LabelledSet(
-        images=tuple(EncodedImage(name=str(file), content=file) for file in files),
-        labels=np.array(labels, dtype=np.int64),
-        classes=tuple(names),
+        images=images,
+        labels=positions.astype(np.int64),
+        classes=tuple(str(value) for value in values.tolist()),
     )
 
 
-def _from_parquet(path: Path) -> LabelledSet:
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(
-            f"labelled set {path} is no readable parquet file: {error}; write it with the columns "
-            "image (bytes) and label (string or integer), or give a folder"
-        ) from error
-    missing = {"image", "label"} - set(table.column_names)
-    if missing or not table.num_rows:
-        raise ValueError(
-            f"labelled set {path} has {table.num_rows} rows and the columns {table.column_names}; "
-            "it needs rows, and the columns image (bytes) and label (string or integer)"
-        )
-    values = _label_values(table, path=path)
-    classes = np.unique(np.array(values)).tolist()
-    position = {value: index for index, value in enumerate(classes)}
-    return LabelledSet(
-        images=_image_cells(table, path=path),
-        labels=np.array([position[value] for value in values], dtype=np.int64),
-        classes=tuple(str(value) for value in classes),
-    )
+def evenly_spaced(total: int, wanted: int) -> list[int]:
+    """At most so many positions in [0, total), from the first to the last."""
+    return [int(position) for position in np.linspace(0, total - 1, min(total, wanted)).round()]
 
 
-def _label_values(table: pa.Table, *, path: Path) -> list[int | str]:
-    """Return the labels of all rows, either all integers or all strings."""
-    column = table.column("label").combine_chunks()
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    is_known = (
-        pa.types.is_integer(column.type)
-        or pa.types.is_string(column.type)
-        or pa.types.is_large_string(column.type)
-    )
-    if not is_known or column.null_count:
-        raise ValueError(
-            f"column label of {path} has type {column.type} and {column.null_count} empty rows; "
-            "every row needs a string or an integer"
-        )
-    values: list[int | str] = column.to_pylist()
-    return values
-
-
-def _image_cells(table: pa.Table, *, path: Path) -> tuple[EncodedImage, ...]:
-    images = []
-    for row, cell in enumerate(table.column("image").to_pylist()):
-        content = cell.get("bytes") if isinstance(cell, dict) else cell
-        if not isinstance(content, bytes):
-            raise ValueError(
-                f"image of row {row} of {path} is {type(content).__name__}, not bytes; store the "
-                "image file's bytes in every row"
-            )
-        images.append(EncodedImage(name=f"{path} row {row}", content=content))
-    return tuple(images)
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:10]) or "none"
+    return f"{shown} and {len(names) - 10} more" if len(names) > 10 else shown

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,29 +12,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dinov2_core.data.decoding import UnreadableImage, open_image
+from dinov2_core.data.decoding import open_image
+from dinov2_core.errors import InputError, ObjectUnreadable, UnreadableImage
+from dinov2_core.evaluation.labelled_set import EncodedImage
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EncodedImage:
-    """An image file as stored, in memory or still on disk."""
-
-    name: str
-    """What an error calls it: a path, or a file and a row."""
-    content: bytes | Path
-    """The file's bytes, or where to read them when they are needed."""
-
-    def read(self) -> bytes:
-        """Return the file's bytes; a path is read anew each time."""
-        if isinstance(self.content, bytes):
-            return self.content
-        try:
-            return self.content.read_bytes()
-        except OSError as error:
-            raise ValueError(
-                f"image {self.name} cannot be read ({error.strerror}); restore the file or "
-                "remove it from the labelled set"
-            ) from error
+MAX_ASPECT = 16
+"""Longer over shorter side above which the ends, which the centre crop drops, are cut off first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +60,12 @@ def decode(encoded: EncodedImage, *, num_channels: int) -> Image.Image:
     """Decode an image file to 8-bit grey (1 channel) or RGB (3), upright, as training does.
 
     Raises:
-        ValueError: The file is no readable image; the message names it.
+        InputError: The file is no readable image; the message names it.
     """
     try:
         image = open_image(encoded.read(), num_channels=num_channels)
-    except UnreadableImage as error:
-        raise ValueError(
+    except (UnreadableImage, ObjectUnreadable) as error:
+        raise InputError(
             f"image {encoded.name} cannot be decoded ({error}); replace it by a whole image file "
             "or remove it from the labelled set"
         ) from error
@@ -94,12 +76,14 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
     """Resize the shorter side (bicubic, antialiased) and cut the square in the centre.
 
     An image whose shorter side is at most size_pixels is resized to exactly that, so that a small
-    image loses nothing to the crop beyond its longer side.
+    image loses nothing to the crop beyond its longer side. Memory is bounded by
+    `MAX_ASPECT`: what lies far from the centre is cut off first.
 
     Returns:
         Pixels [S, S, C], uint8.
     """
     size = preprocessing.size_pixels
+    image = _without_far_ends(image)
     width, height = image.size
     shorter = min(width, height)
     target = size if shorter <= size else preprocessing.resize_pixels
@@ -109,6 +93,16 @@ def resize_and_crop(image: Image.Image, *, preprocessing: Preprocessing) -> NDAr
     left, top = round((width - size) / 2), round((height - size) / 2)
     pixels = np.asarray(image.crop((left, top, left + size, top + size)))
     return pixels.reshape(size, size, preprocessing.num_channels)
+
+
+def _without_far_ends(image: Image.Image) -> Image.Image:
+    """The middle of an image so long that resizing it whole would fill the memory."""
+    width, height = image.size
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return image.crop((left, top, left + min(width, longest), top + min(height, longest)))
 
 
 def normalise(pixels: NDArray[np.uint8], *, preprocessing: Preprocessing) -> Tensor:

@@ -6,12 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dinov2_core.losses.collectives import sum_over_ranks
-from dinov2_core.losses.prototypes import (
-    CHUNK_SIZE,
-    Assignments,
-    log_partition_shifted,
-    without_padding,
-)
+from dinov2_core.losses.prototypes import CHUNK_SIZE, Assignments, log_sums, without_padding
 
 
 class CenteredTargets(nn.Module):
@@ -68,7 +63,7 @@ class CenteredTargets(nn.Module):
         self.center.mul_(self.momentum).add_(self.pending, alpha=1 - self.momentum)
         self.pending.copy_(self._mean_scores(features, prototypes=prototypes, is_sample=is_sample))
         prototype_scaling = self.center / -temperature
-        log_sums = log_partition_shifted(
+        sample_sums = log_sums(
             features,
             prototypes=prototypes,
             temperature=temperature,
@@ -79,7 +74,7 @@ class CenteredTargets(nn.Module):
             features=features,
             prototypes=prototypes,
             temperature=temperature,
-            sample_scaling=without_padding(-log_sums, is_sample=is_sample),
+            sample_scaling=without_padding(-sample_sums, is_sample=is_sample),
             prototype_scaling=prototype_scaling,
         )
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Ranks that take part in a collective; 1 without a process group."""
+    """Number of ranks; 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -78,12 +78,12 @@ def gather_rows(rows: Tensor) -> GlobalRows:
     """Rows [B, ..] of every rank, B may differ from rank to rank. Collective, differentiable.
 
     A loss that every rank computes on its share and whose gradients are averaged over the ranks
-    gets the gradient of the mean of the shares. Waits for the device when there are several
-    ranks, because the counts must be known.
+    gets the gradient of the mean of the shares. Counts are exchanged between the hosts, so that
+    no rank waits for its device.
     """
     if world_size() == 1:
         return GlobalRows(rows=rows, first_row=0)
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts = torch.zeros(world_size(), dtype=torch.int64)
     counts[rank()] = rows.shape[0]
     dist.all_reduce(counts)
     sizes: list[int] = counts.tolist()

@@ -16,7 +16,24 @@ MIN_DISTANCE = 1e-6
 """Below it the direction to the neighbour is float32 rounding: such pairs get no gradient."""
 
 
-def koleo_loss(features: Tensor, *, neighbours: Literal["global_batch", "rank"]) -> Tensor:
+Neighbours = Literal["global_batch", "rank"]
+
+
+def koleo_of_crops(cls_tokens: Tensor, *, neighbours: Neighbours) -> dict[str, Tensor]:
+    """Sum over the two global crops, each with neighbours among crops of its own kind.
+
+    Args:
+        cls_tokens: Student's cls tokens [2B, D] of the global crops, crop 0 of all images first.
+        neighbours: As of `koleo_loss`.
+
+    Returns:
+        koleo.
+    """
+    losses = [koleo_loss(crop, neighbours=neighbours) for crop in cls_tokens.chunk(2)]
+    return {"koleo": torch.stack(losses).sum()}
+
+
+def koleo_loss(features: Tensor, *, neighbours: Neighbours) -> Tensor:
     """Minus the mean log distance to the nearest neighbour, arXiv:1806.03198.
 
     Features are normalised to length 1 first, in float32. Duplicates cost a finite value and
@@ -25,7 +42,7 @@ def koleo_loss(features: Tensor, *, neighbours: Literal["global_batch", "rank"])
 
     Args:
         features: Student cls tokens [B, D] of different images, any float dtype.
-        neighbours: Where the nearest neighbour is looked for.
+        neighbours: Among which features the nearest one is searched.
 
     Returns:
         Scalar float32; 0 with fewer than two features.

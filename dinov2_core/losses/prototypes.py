@@ -44,10 +44,6 @@ class Assignments:
             for own, scaling in zip(features, scalings, strict=True)
         )
 
-    def dense(self) -> Tensor:
-        """The whole matrix [M, K], float32."""
-        return torch.cat([q for _, q in _assignment_chunks(self, chunk_size=CHUNK_SIZE)], dim=1)
-
 
 def chunks(prototypes: Tensor, *, chunk_size: int) -> Iterator[slice]:
     """Slices that cover the prototypes [K, ..] in order."""
@@ -137,17 +133,22 @@ def without_padding(sample_scaling: Tensor, *, is_sample: Tensor | None) -> Tens
     return sample_scaling.masked_fill(~is_sample, -torch.inf)
 
 
-def log_partition_shifted(
-    features: Tensor, *, prototypes: Tensor, temperature: float, shift: Tensor, chunk_size: int
+def log_sums(
+    features: Tensor,
+    *,
+    prototypes: Tensor,
+    temperature: float,
+    shift: Tensor | None = None,
+    chunk_size: int,
 ) -> Tensor:
-    """`log_partition` with shift [K] added to the scores over temperature; no gradient."""
+    """`log_partition` without gradient; shift [K] is added to the scores over temperature."""
     total = features.new_full((features.shape[0],), -torch.inf, dtype=torch.float32)
     for columns in chunks(prototypes, chunk_size=chunk_size):
         chunk = scores(
             features,
             prototypes=prototypes[columns],
             temperature=temperature,
-            shift=shift[columns],
+            shift=None if shift is None else shift[columns],
         )
         total = torch.logaddexp(total, log_sum_exp(chunk, dim=1))
     return total
@@ -155,7 +156,7 @@ def log_partition_shifted(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssignmentHealth:
-    """Signs of collapse."""
+    """Numbers that tell a healthy teacher from a collapsed one."""
 
     entropy: Tensor
     """Mean entropy of the targets, nats: log K when uniform, 0 when one-hot."""
@@ -229,10 +230,9 @@ class _LogPartition(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, prototypes: Tensor, temperature: float, chunk_size: int
     ) -> Tensor:
-        total = features.new_full((features.shape[0],), -torch.inf, dtype=torch.float32)
-        for columns in chunks(prototypes, chunk_size=chunk_size):
-            chunk = scores(features, prototypes=prototypes[columns], temperature=temperature)
-            total = torch.logaddexp(total, log_sum_exp(chunk, dim=1))
+        total = log_sums(
+            features, prototypes=prototypes, temperature=temperature, chunk_size=chunk_size
+        )
         ctx.save_for_backward(features, prototypes, total)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         return total

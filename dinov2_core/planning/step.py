@@ -18,7 +18,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
-from dinov2_core.data.masking import MaskRecipe
 from dinov2_core.device_kind import planned_for
 from dinov2_core.distributed.mesh import Ranks, device_mesh
 from dinov2_core.distributed.sharding import prefetch
@@ -26,6 +25,7 @@ from dinov2_core.planning.cost_tracker import CostTracker
 from dinov2_core.planning.extrapolation import StepTrace, extrapolated
 from dinov2_core.training.accumulation import accumulate_gradients
 from dinov2_core.training.assembly import adamw, shard_student_teacher
+from dinov2_core.training.batches import mask_recipe
 from dinov2_core.training.parameter_groups import apply_schedule
 from dinov2_core.training.schedules import schedule_at
 from dinov2_core.training.student_teacher import StudentTeacher
@@ -198,7 +198,7 @@ def _begin_segments_at(block: nn.Module, tracker: CostTracker) -> None:
     def end_of_forward(_module: nn.Module, _inputs: object, output: Tensor) -> None:
         tracker.begin_segment()
         if output.requires_grad:
-            output.register_hook(begin)
+            output.register_hook(begin)  # type: ignore[no-untyped-call]
 
     block.register_forward_hook(end_of_forward)
 
@@ -210,7 +210,7 @@ def masked_patches(config: TrainingConfig, *, world_size: int) -> int:
     """
     optimization, masking = config.optimization, config.masking
     num_crops = 2 * optimization.global_batch_size // world_size
-    recipe = _mask_recipe(config)
+    recipe = mask_recipe(config)
     edges = recipe.edges(optimization.global_batch_size)
     most = recipe.most_masked(num_crops, global_batch_size=optimization.global_batch_size)
     if config.execution.pads_masked_patches:
@@ -268,14 +268,6 @@ def _fake_shard(parameter: DTensor) -> DTensor:
         run_check=False,
         shape=parameter.shape,
         stride=parameter.stride(),
-    )
-
-
-def _mask_recipe(config: TrainingConfig) -> MaskRecipe:
-    side = config.crops.global_crop_size_pixels // config.backbone.patch_size_pixels
-    masking = config.masking
-    return MaskRecipe(
-        grid_height=side, grid_width=side, probability=masking.probability, ratio=masking.ratio
     )
 
 

@@ -1,4 +1,4 @@
-"""Puts student, teacher and optimizer together as the settings say: kernels, sharding, AdamW."""
+"""Applies the settings to student, teacher and optimizer: kernels, sharding, AdamW."""
 
 from __future__ import annotations
 
@@ -7,54 +7,36 @@ from torch.optim import AdamW
 
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.distributed.mesh import Ranks
-from dinov2_core.distributed.sharding import Sharding, shard_averaged, shard_trained
+from dinov2_core.distributed.sharding import shard_student, shard_teacher
 from dinov2_core.training.parameter_groups import parameter_groups
 from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.training.training_state import start_moments
-from dinov2_core.vit.attention import Attention
-from dinov2_core.vit.attention_kernels import check_kernel, fastest_kernel
-from dinov2_core.vit.transformer import VisionTransformer
+from dinov2_core.vit.attention_kernels import choose_kernel, use_kernel
 
 ADAM_EPSILON = 1e-8
 
 
 def shard_student_teacher(model: StudentTeacher, *, ranks: Ranks) -> None:
-    """Split student and teacher over the ranks and run them as the settings say."""
-    execution = model.config.execution
-    sharding = Sharding(
-        precision=model.config.precision,
-        recomputes_activations=execution.recomputes_activations,
-        compiles_blocks=execution.compiles_blocks,
-    )
-    student, teacher = model.student, model.teacher
-    for backbone in (student.backbone, teacher.backbone):
-        _choose_attention(backbone, config=model.config, device=ranks.device)
-    shard_trained(
-        student.children(), blocks=student.backbone.blocks, mesh=ranks.mesh, sharding=sharding
-    )
-    shard_averaged(
-        teacher.children(), blocks=teacher.backbone.blocks, mesh=ranks.mesh, sharding=sharding
-    )
-
-
-def _choose_attention(
-    backbone: VisionTransformer, *, config: TrainingConfig, device: torch.device
-) -> None:
-    """Let every block compute attention by the named kernel, or by the fastest there is.
+    """Split student and teacher over the ranks, with the kernels and precision of the settings.
 
     Raises:
-        KernelUnavailable: The named one does not run on this device in this precision.
+        SettingsError: The named attention kernel does not run on this device in this precision.
     """
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    named = config.execution.attention_kernel
-    if named == "fastest":
-        kernel = fastest_kernel(device, dtype=dtype)
-    else:
-        kernel = named
-        check_kernel(kernel, device=device, dtype=dtype)
-    for module in backbone.modules():
-        if isinstance(module, Attention):
-            module.kernel = kernel
+    config = model.config
+    kernel = choose_kernel(
+        config.execution.attention_kernel,
+        device=ranks.device,
+        dtype=torch.bfloat16 if config.precision == "bf16" else torch.float32,
+    )
+    for network, shard in ((model.student, shard_student), (model.teacher, shard_teacher)):
+        use_kernel(network.backbone, kernel)
+        shard(
+            network.children(),
+            blocks=network.backbone.blocks,
+            mesh=ranks.mesh,
+            precision=config.precision,
+            execution=config.execution,
+        )
 
 
 def adamw(model: StudentTeacher, *, config: TrainingConfig) -> AdamW:

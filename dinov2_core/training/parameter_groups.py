@@ -12,12 +12,6 @@ from torch.optim import Optimizer
 from dinov2_core.config.training import Optimization
 from dinov2_core.training.schedules import StepSchedule
 
-WRAPPER_PREFIXES = (
-    "_orig_mod.",
-    "_checkpoint_wrapped_module.",
-    "_fsdp_wrapped_module.",
-    "module.",
-)
 INPUT_PARAMETERS = ("cls_token", "pos_embed", "mask_token", "register_tokens", "patch_embed.")
 BLOCK_NAME = re.compile(r"backbone\.blocks\.(\d+)\.")
 
@@ -36,13 +30,6 @@ class Multipliers:
     """Does not move while only heads learn."""
 
 
-def plain_name(name: str) -> str:
-    """The parameter name without the prefixes that compilation and checkpointing insert."""
-    for prefix in WRAPPER_PREFIXES:
-        name = name.replace(f".{prefix}", ".").removeprefix(prefix)
-    return name
-
-
 def multipliers(name: str, *, depth: int, optimization: Optimization) -> Multipliers:
     """Multipliers of one parameter of the student, as in the recipe of arXiv:2304.07193.
 
@@ -51,7 +38,7 @@ def multipliers(name: str, *, depth: int, optimization: Optimization) -> Multipl
     LayerScale do not decay; tokens, positions and prototypes do.
 
     Args:
-        name: Plain name, starting with backbone or the name of a head.
+        name: Starts with backbone or the name of a head.
         depth: Blocks of the backbone.
         optimization: Decay settings.
 
@@ -79,7 +66,7 @@ def parameter_groups(student: nn.Module, *, optimization: Optimization) -> list[
     """Group the student's trainable parameters by their multipliers.
 
     Args:
-        student: Module with backbone and heads as children; wrapped or sharded is fine.
+        student: Module with backbone and heads as children, sharded or not.
         optimization: Decay settings.
 
     Returns:
@@ -87,7 +74,7 @@ def parameter_groups(student: nn.Module, *, optimization: Optimization) -> list[
         learning_rate_multiplier, weight_decay_multiplier, is_prototype and is_backbone. lr and
         weight_decay are 0 until `apply_schedule`.
     """
-    parameters = {plain_name(n): p for n, p in student.named_parameters() if p.requires_grad}
+    parameters = {n: p for n, p in student.named_parameters() if p.requires_grad}
     blocks = [int(match.group(1)) for name in parameters if (match := BLOCK_NAME.match(name))]
     depth = max(blocks, default=-1) + 1
     members: dict[Multipliers, list[nn.Parameter]] = {}
@@ -111,7 +98,7 @@ def parameter_groups(student: nn.Module, *, optimization: Optimization) -> list[
 def apply_schedule(optimizer: Optimizer, *, schedule: StepSchedule) -> None:
     """Set learning rate and weight decay of every group for the coming step.
 
-    A frozen backbone has 0 for both: AdamW then adds nothing to it but goes on with its moments,
+    A frozen backbone has 0 for both: AdamW then adds nothing to it but updates its moments,
     so that its first real step is scaled by gradients seen, as that of frozen prototypes is.
     """
     for group in optimizer.param_groups:

@@ -19,7 +19,7 @@ def seed_step(seed: int, *, step: int, rank: int) -> None:
     """Restart torch's default generators before a step.
 
     Stochastic depth draws from them. What a step draws depends on nothing before it: resuming
-    needs no saved state, and goes on bit for bit when the number of ranks is the same. Order,
+    needs no saved state, and continues bit for bit when the number of ranks is the same. Order,
     crops and masks have streams of their own and do not depend on the rank count either.
     """
     torch.manual_seed(step_seed(seed, step=step, rank=rank))
@@ -27,7 +27,7 @@ def seed_step(seed: int, *, step: int, rank: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RandomState:
-    """Where torch's default generators stand, so that a forward pass can be run again alike."""
+    """State of torch's default generators, so that a forward pass can be repeated exactly."""
 
     device: torch.device
     """Whose generator it is besides the CPU's."""

@@ -43,9 +43,8 @@ def warmup_cosine(
     final: float,
     num_steps: int,
     warmup_steps: int = 0,
-    start: float = 0.0,
 ) -> float:
-    """Linear warm-up to peak, then half a cosine towards final; final from num_steps on.
+    """Linear warm-up from 0 to peak, then half a cosine towards final; final from num_steps on.
 
     The warm-up ends at the peak and the cosine starts there, so that the peak comes twice.
 
@@ -55,7 +54,6 @@ def warmup_cosine(
         final: Limit of the cosine, reached exactly at num_steps.
         num_steps: Steps of the run, warm-up included.
         warmup_steps: Steps of the warm-up, at most num_steps.
-        start: Value at step 0 when there is a warm-up.
 
     Returns:
         The value at the step.
@@ -63,7 +61,7 @@ def warmup_cosine(
     if step >= num_steps:
         return final
     if step < warmup_steps:
-        return linear_warmup(step, start=start, end=peak, num_steps=warmup_steps)
+        return linear_warmup(step, start=0.0, end=peak, num_steps=warmup_steps)
     progress = (step - warmup_steps) / (num_steps - warmup_steps)
     return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))
 

@@ -1,4 +1,4 @@
-"""StepClock: where the time of a step goes."""
+"""StepClock: the time of a step by phase."""
 
 from __future__ import annotations
 
@@ -12,18 +12,33 @@ from torch.profiler import record_function
 
 from dinov2_core.training.student_teacher import StudentTeacher
 
-Phase = Literal["data", "teacher", "student", "heads_and_losses", "backward", "optimizer"]
-
-CUDA_EVERY_STEPS = 10
-"""On CUDA devices reading the clock waits for the device, so only some steps are read."""
+StepPhase = Literal["data", "teacher", "student", "heads_and_losses", "backward", "optimizer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Mark:
-    """When a phase began."""
+    """The beginning of a phase."""
 
-    phase: Phase
+    phase: StepPhase
     at: float | torch.cuda.Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """The marks of a finished step."""
+
+    marks: tuple[_Mark, ...]
+    """Beginnings of its phases, in order."""
+    end: float | torch.cuda.Event
+    """Of the last phase."""
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase; waits until the device has finished the step."""
+        seconds: dict[str, float] = {}
+        ends = [*(mark.at for mark in self.marks[1:]), self.end]
+        for mark, until in zip(self.marks, ends, strict=False):
+            seconds[mark.phase] = seconds.get(mark.phase, 0.0) + _between(mark.at, until)
+        return seconds
 
 
 class StepClock:
@@ -39,7 +54,7 @@ class StepClock:
     - student: forward pass of the backbone
     - heads_and_losses: the student's heads and all losses, forward
     - backward: backward pass, reduction of gradients included
-    - optimizer: clipping, the ranks' agreement on the numbers, AdamW and moving average
+    - optimizer: clipping, exchange of the numbers between the ranks, AdamW and moving average
 
     Args:
         device: Where the step computes.
@@ -57,7 +72,7 @@ class StepClock:
         student.register_forward_pre_hook(self._entering("student"), prepend=True)
         student.register_forward_hook(self._entering("heads_and_losses"))
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: StepPhase) -> None:
         """Begin a phase, which ends the one before."""
         if self._marks and self._marks[-1].phase == phase:
             return
@@ -67,26 +82,16 @@ class StepClock:
             self._range = record_function(phase)
             self._range.__enter__()  # type: ignore[no-untyped-call]
 
-    def finish(self, step: int) -> dict[str, float]:
-        """End the step and forget it.
-
-        Returns:
-            Seconds by phase; on CUDA empty for steps that are not read.
-        """
-        marks, end = self._marks, self._now()
+    def finish(self) -> StepTimes:
+        """End the step; the clock is ready for the next one."""
         self._leave()
+        times = StepTimes(marks=tuple(self._marks), end=self._now())
         self._marks = []
-        if not marks or (self._is_cuda and step % CUDA_EVERY_STEPS):
-            return {}
-        seconds: dict[str, float] = {}
-        ends = [*(mark.at for mark in marks[1:]), end]
-        for mark, until in zip(marks, ends, strict=True):
-            seconds[mark.phase] = seconds.get(mark.phase, 0.0) + _between(mark.at, until)
-        return seconds
+        return times
 
-    def _entering(self, phase: Phase) -> Callable[..., None]:
+    def _entering(self, phase: StepPhase) -> Callable[..., None]:
         def hook(*_: object) -> None:
-            if self._marks:  # a forward pass outside of a step is nobody's time
+            if self._marks:  # not for a forward pass outside of a step
                 self.enter(phase)
 
         return hook

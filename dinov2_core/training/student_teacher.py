@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Self, assert_never
 
 import torch
@@ -11,71 +11,48 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from dinov2_core.config.objectives import (
-    Centering,
-    Head,
-    SharedHead,
-    SinkhornKnopp,
-    SoftmaxCentering,
-)
+from dinov2_core.backbones import BackboneNetwork
+from dinov2_core.config.objectives import SharedHead
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.heads import DINOHead, HeadOutput
-from dinov2_core.losses.centering import CenteredTargets
-from dinov2_core.losses.dino import DinoLosses, dino_losses
-from dinov2_core.losses.ibot import ibot_loss
-from dinov2_core.losses.koleo import koleo_loss
-from dinov2_core.losses.prototypes import Assignments, assignment_health
-from dinov2_core.losses.sinkhorn import SinkhornTargets
+from dinov2_core.losses.terms import CoupledTerm, LossInputs, MeanTerm, Predictions
 from dinov2_core.models import build_backbone, build_head
-from dinov2_core.vit.transformer import Features, VisionTransformer
+from dinov2_core.training.objective import TeacherTargets, loss_terms, target_assignment
+from dinov2_core.training.random_state import RandomState
+from dinov2_core.vit.transformer import Features
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Losses:
-    """The objective of one batch on this rank; total is the sum of the four terms."""
+class WholeBatch:
+    """What a part must know of the batch that it belongs to."""
 
-    total: Tensor
-    """Scalar float32 with gradient."""
-    dino_local: Tensor
-    """Weighted image-level term of the local crops."""
-    dino_global: Tensor
-    """Weighted image-level term of the global crops."""
-    ibot: Tensor
-    """Weighted masked-patch term; the reference logs half of it."""
-    koleo: Tensor
-    """Weighted nearest-neighbour term of both global crops; the reference logs half of it."""
-    teacher_entropy: Tensor
-    """Mean entropy of the teacher's cls targets, nats."""
-    prototype_usage: Tensor
-    """Distinct best prototypes per cls token of the teacher, in (0, 1]."""
+    num_parts: int
+    """Equal parts of the batch."""
+    coupled: tuple[dict[str, Tensor], ...] = ()
+    """Losses of each coupled term without weight and graph, in the order of the terms."""
+    cls_gradient: Tensor | None = None
+    """Gradient of their weighted sum with respect to the part's cls tokens, [2b, D] float32; None
+    without coupled terms."""
+    random_state: RandomState | None = None
+    """From before the first forward pass of the part, so that a second one drops the same paths."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
-    """The weighted terms of the objective, scalars float32 with gradient; see `Losses`."""
+class WeightedLosses:
+    """The weighted loss terms of a batch or of a part."""
 
-    dino_local: Tensor
-    dino_global: Tensor
-    ibot: Tensor
-    koleo: Tensor
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Projections:
-    """Head outputs of cls tokens and of masked patches."""
-
-    cls: HeadOutput
-    """Features [.., d] of the cls tokens."""
-    patches: HeadOutput
-    """Features [M, d] of the masked patches."""
+    by_name: dict[str, Tensor]
+    """Without graph, in the order in which they are added."""
+    objective: Tensor
+    """Its gradient is the share of the batch or part in that of the whole batch's objective."""
 
 
 class BackboneWithHeads(nn.Module):
     """A backbone, the head of its cls token and that of its patches (None when shared)."""
 
     def __init__(
-        self, *, backbone: VisionTransformer, dino_head: DINOHead, ibot_head: DINOHead | None
+        self, *, backbone: BackboneNetwork, dino_head: DINOHead, ibot_head: DINOHead | None
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -89,40 +66,21 @@ class BackboneWithHeads(nn.Module):
         if self.ibot_head is not None:
             self.ibot_head.init_weights(generator)
 
-    def project(self, *, cls: Tensor, patches: Tensor) -> Projections:
+    def project(self, *, cls: Tensor, patches: Tensor) -> tuple[HeadOutput, HeadOutput]:
         """Run the heads, a shared one once on all tokens.
 
         Args:
             cls: Tokens [.., D] of crops.
             patches: Tokens [M, D] of masked patches.
+
+        Returns:
+            Outputs for the cls tokens and for the patches.
         """
         if self.ibot_head is not None:
-            return Projections(cls=self.dino_head(cls), patches=self.ibot_head(patches))
+            return self.dino_head(cls), self.ibot_head(patches)
         output: HeadOutput = self.dino_head(torch.cat([cls, patches]))
-        features = torch.split(output.features, [cls.shape[0], patches.shape[0]])
-        return Projections(
-            cls=HeadOutput(features=features[0], prototypes=output.prototypes),
-            patches=HeadOutput(features=features[1], prototypes=output.prototypes),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherTargets:
-    """What the student is asked to predict."""
-
-    cls: Assignments
-    """Of the 2B global crops."""
-    patches: Assignments
-    """Of the M masked patches; 0 for rows that only pad."""
-
-    def split(self, parts: Sequence[PretrainBatch]) -> list[TeacherTargets]:
-        """The targets of each part of the batch that they were made for."""
-        cls = self.cls.split([part.global_crops.shape[0] for part in parts])
-        patches = self.patches.split([part.masked_indices.shape[0] for part in parts])
-        return [
-            TeacherTargets(cls=own_cls, patches=own_patches)
-            for own_cls, own_patches in zip(cls, patches, strict=True)
-        ]
+        first, second = torch.split(output.features, [cls.shape[0], patches.shape[0]])
+        return replace(output, features=first), replace(output, features=second)
 
 
 class StudentTeacher(nn.Module):
@@ -143,14 +101,12 @@ class StudentTeacher(nn.Module):
         self.config = config
         self.student = _backbone_with_heads(config, image_size_pixels=image_size_pixels)
         self.teacher = _backbone_with_heads(config, image_size_pixels=image_size_pixels)
-        ibot_head = _ibot_head_settings(config)
-        self.dino_targets = _targets(
-            config.centering, num_prototypes=config.dino.head.num_prototypes
-        )
-        self.ibot_targets = _targets(config.centering, num_prototypes=ibot_head.num_prototypes)
+        self.dino_targets = target_assignment(config.centering, head=config.dino.head)
+        self.ibot_targets = target_assignment(config.centering, head=config.patch_head)
+        self.terms = loss_terms(config)
         self.teacher.requires_grad_(False)
         self.teacher.eval()
-        if not self.student.backbone.cls_token.is_meta:
+        if not next(self.student.parameters()).is_meta:
             self.copy_student_to_teacher()
 
     @torch.no_grad()
@@ -171,22 +127,45 @@ class StudentTeacher(nn.Module):
         self.teacher.eval()
         return self
 
-    def forward(self, batch: PretrainBatch, *, teacher_temperature: float) -> Losses:
-        """Losses of one batch. Collective over the ranks.
+    def forward(
+        self, batch: PretrainBatch, *, targets: TeacherTargets, whole: WholeBatch | None = None
+    ) -> WeightedLosses:
+        """Weighted losses of a batch, or of a part of one. Collective over the ranks.
 
         Args:
             batch: Crops and masks of this rank's images.
-            teacher_temperature: Divides the teacher's scores; > 0, no unit.
+            targets: Of the same crops and masked patches.
+            whole: The batch that this one is a part of; None for a whole batch.
 
-        Returns:
-            The total with gradient and its parts without.
+        Raises:
+            ValueError: Two terms are logged under the same name.
         """
-        targets = self.teacher_targets([batch], temperature=teacher_temperature)
-        terms = self.student_terms(batch, targets=targets, koleo=self.koleo_term)
-        return losses_of(terms, targets=targets)
+        inputs = self._loss_inputs(batch, targets=targets)
+        coupled = None if whole is None else iter(whole.coupled)
+        by_name: dict[str, Tensor] = {}
+        objective = torch.zeros((), device=batch.global_crops.device)
+        for term in self.terms:
+            num_shares = 1
+            match term:
+                case MeanTerm():
+                    losses = term.losses(inputs)
+                    num_shares = 1 if whole is None else whole.num_parts
+                case CoupledTerm():
+                    losses = next(coupled) if coupled else term.losses(inputs.cls_tokens)
+                case _:
+                    assert_never(term)
+            for name, loss in losses.items():
+                if name in by_name:
+                    raise ValueError(f"two loss terms are logged as {name}; rename one of them")
+                weighted = term.weight * loss
+                by_name[name] = weighted.detach()
+                objective = objective + weighted / num_shares
+        if whole is not None and whole.cls_gradient is not None:
+            objective = objective + (inputs.cls_tokens.float() * whole.cls_gradient).sum()
+        return WeightedLosses(by_name=by_name, objective=objective)
 
     def student_features(self, batch: PretrainBatch) -> list[Features]:
-        """What the student's backbone says of global and, where there are some, local crops."""
+        """Features of the student's backbone: global and, where there are some, local crops."""
         has_local_crops = batch.local_crops.shape[0] > 0
         features: list[Features] = self.student.backbone(
             [batch.global_crops, batch.local_crops] if has_local_crops else [batch.global_crops],
@@ -194,56 +173,53 @@ class StudentTeacher(nn.Module):
         )
         return features
 
-    def student_terms(
-        self,
-        batch: PretrainBatch,
-        *,
-        targets: TeacherTargets,
-        koleo: Callable[[Tensor], Tensor],
-    ) -> Terms:
-        """The objective of a batch, or of a part of it, under given targets.
-
-        Args:
-            batch: Crops and masks.
-            targets: Of the same crops and masked patches.
-            koleo: Gives the last term from the student's cls tokens [2B, D] of the global crops.
-        """
-        num_crops = batch.global_crops.shape[0]
+    def _loss_inputs(self, batch: PretrainBatch, *, targets: TeacherTargets) -> LossInputs:
         global_features, *local_features = self.student_features(batch)
-        projections = self.student.project(
+        cls, patches = self.student.project(
             cls=torch.cat([*(crops.cls for crops in local_features), global_features.cls]),
             patches=_masked(global_features.patches, batch=batch),
         )
-        dino = self._dino_losses(projections.cls, targets=targets.cls, num_crops=num_crops)
-        ibot = self.config.ibot.weight * ibot_loss(
-            targets.patches,
-            features=projections.patches.features,
-            prototypes=projections.patches.prototypes,
+        return LossInputs(
+            global_crops=batch.global_crops,
+            cls_tokens=global_features.cls,
+            patch_tokens=global_features.patches,
+            cls=Predictions(features=cls.features, prototypes=cls.prototypes, targets=targets.cls),
+            patches=Predictions(
+                features=patches.features, prototypes=patches.prototypes, targets=targets.patches
+            ),
             mask_weights=batch.mask_weights,
-            num_crops=num_crops,
-            student_temperature=self.config.student_temperature,
-        )
-        return Terms(
-            dino_local=dino.local_crops,
-            dino_global=dino.global_crops,
-            ibot=ibot,
-            koleo=koleo(global_features.cls),
         )
 
     @torch.no_grad()
-    def update_teacher(self, momentum: float, *, is_backbone_frozen: bool = False) -> None:
+    def update_teacher(
+        self,
+        momentum: float,
+        *,
+        is_backbone_frozen: bool = False,
+        is_skipped: Tensor | None = None,
+    ) -> None:
         """Move the teacher towards the student: momentum teacher + (1 - momentum) student.
 
         A frozen backbone is left out: it is equal in both, and rounding would move it.
 
-        Parameters are looked up anew and as shards: a list kept from before a forward may hold
-        tensors that a sharded module no longer uses.
+        The lists of parameters are made for every update, of shards: one from before a forward
+        pass may hold tensors that a sharded module no longer uses.
+
+        Args:
+            momentum: Share of the old teacher.
+            is_backbone_frozen: Whether only heads move.
+            is_skipped: Scalar bool on the device; where true, nothing changes. None is false.
         """
         for name, averaged in self.teacher.named_children():
             if is_backbone_frozen and name == "backbone":
                 continue
             teacher, student = _shards(averaged), _shards(self.student.get_submodule(name))
-            torch._foreach_mul_(teacher, momentum)
+            kept: float | Tensor = momentum
+            if is_skipped is not None:
+                kept = is_skipped.new_full((), momentum, dtype=torch.float32)
+                kept = kept.masked_fill(is_skipped, 1.0)
+                student = [weights.masked_fill(is_skipped, 0.0) for weights in student]
+            torch._foreach_mul_(teacher, kept)
             torch._foreach_add_(teacher, student, alpha=1 - momentum)
 
     @torch.no_grad()
@@ -276,68 +252,27 @@ class StudentTeacher(nn.Module):
             parts: The batch, whole or split; rows follow part after part.
             temperature: Divides the teacher's scores; > 0, no unit.
         """
-        projections = []
+        cls, patches = [], []
         for part in parts:
             (features,) = self.teacher.backbone([part.global_crops])
-            patches = _masked(features.patches, batch=part)
-            projections.append(self.teacher.project(cls=features.cls, patches=patches))
+            of_cls, of_patches = self.teacher.project(
+                cls=features.cls, patches=_masked(features.patches, batch=part)
+            )
+            cls.append(of_cls)
+            patches.append(of_patches)
         return TeacherTargets(
             cls=self.dino_targets(
-                torch.cat([part.cls.features for part in projections]),
-                prototypes=projections[0].cls.prototypes,
+                torch.cat([output.features for output in cls]),
+                prototypes=cls[0].prototypes,
                 temperature=temperature,
             ),
             patches=self.ibot_targets(
-                torch.cat([part.patches.features for part in projections]),
-                prototypes=projections[0].patches.prototypes,
+                torch.cat([output.features for output in patches]),
+                prototypes=patches[0].prototypes,
                 temperature=temperature,
                 is_sample=_is_sample(parts),
             ),
         )
-
-    def _dino_losses(
-        self, student: HeadOutput, *, targets: Assignments, num_crops: int
-    ) -> DinoLosses:
-        """Weighted image-level terms; student rows are local crops, then global ones."""
-        num_local = student.features.shape[0] - num_crops
-        local_features, global_features = torch.split(student.features, [num_local, num_crops])
-        losses = dino_losses(
-            targets,
-            global_features=global_features,
-            local_features=local_features,
-            prototypes=student.prototypes,
-            student_temperature=self.config.student_temperature,
-        )
-        weight = self.config.dino.weight
-        return DinoLosses(
-            local_crops=weight * losses.local_crops, global_crops=weight * losses.global_crops
-        )
-
-    def koleo_term(self, cls: Tensor) -> Tensor:
-        """Weighted sum over the two global crops, each with neighbours of its own kind.
-
-        Args:
-            cls: Student's cls tokens [2B, D] of the whole batch. Collective.
-        """
-        koleo = self.config.koleo
-        if koleo is None:
-            return cls.new_zeros((), dtype=torch.float32)
-        losses = [koleo_loss(crop, neighbours=koleo.neighbours) for crop in cls.chunk(2)]
-        return koleo.weight * torch.stack(losses).sum()
-
-
-def losses_of(terms: Terms, *, targets: TeacherTargets) -> Losses:
-    """The losses of a batch from its terms and the whole batch's targets."""
-    health = assignment_health(targets.cls)
-    return Losses(
-        total=terms.dino_local + terms.dino_global + terms.koleo + terms.ibot,
-        dino_local=terms.dino_local.detach(),
-        dino_global=terms.dino_global.detach(),
-        ibot=terms.ibot.detach(),
-        koleo=terms.koleo.detach(),
-        teacher_entropy=health.entropy,
-        prototype_usage=health.usage,
-    )
 
 
 def _backbone_with_heads(config: TrainingConfig, *, image_size_pixels: int) -> BackboneWithHeads:
@@ -346,28 +281,8 @@ def _backbone_with_heads(config: TrainingConfig, *, image_size_pixels: int) -> B
     return BackboneWithHeads(
         backbone=build_backbone(config.backbone, image_size_pixels=image_size_pixels),
         dino_head=build_head(config.dino.head, in_dim=in_dim),
-        ibot_head=None if is_shared else build_head(_ibot_head_settings(config), in_dim=in_dim),
+        ibot_head=None if is_shared else build_head(config.patch_head, in_dim=in_dim),
     )
-
-
-def _ibot_head_settings(config: TrainingConfig) -> Head:
-    match config.ibot.head:
-        case Head() as own:
-            return own
-        case SharedHead():
-            return config.dino.head
-        case _:
-            assert_never(config.ibot.head)
-
-
-def _targets(centering: Centering, *, num_prototypes: int) -> SinkhornTargets | CenteredTargets:
-    match centering:
-        case SinkhornKnopp(num_iterations=num_iterations):
-            return SinkhornTargets(num_iterations=num_iterations)
-        case SoftmaxCentering(momentum=momentum):
-            return CenteredTargets(num_prototypes=num_prototypes, momentum=momentum)
-        case _:
-            assert_never(centering)
 
 
 def _masked(patches: Tensor, *, batch: PretrainBatch) -> Tensor:

@@ -41,7 +41,7 @@ def settings_identity(config: TrainingConfig) -> str:
     """Hex sha256 of the settings that a checkpoint belongs to.
 
     Not among them: how often checkpoints are written, how memory is saved, and guards, so that a
-    run that any of them stopped goes on under others.
+    run that any of them stopped continues under others.
     """
     settings = config.model_dump(mode="json", exclude={"checkpoints", "execution", "guards"})
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Block-diagonal attention over packed crops, by whichever kernel the device has."""
+"""Kernels that compute attention over all packed crops in one launch, where a device has them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import functools
 import logging
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from dinov2_core.device_kind import device_kind
-from dinov2_core.vit.packing import CropGroup, split_rows
+from dinov2_core.errors import SettingsError
+from dinov2_core.vit.attention import Attend, Attention, attend_per_group
+from dinov2_core.vit.packing import CropGroup
 
 logger = logging.getLogger(__name__)
 
@@ -21,60 +21,42 @@ Kernel = Literal["varlen", "xformers", "flex", "per_group"]
 """Ways to compute attention; they differ in rounding only."""
 
 PREFERENCE: tuple[Kernel, ...] = ("varlen", "xformers", "per_group")
-"""What `fastest_kernel` tries on CUDA. One launch for all crops beats one per group; torch's own
-kernel always fits the installed torch. The compiled `flex` is there to be named."""
-
-MAX_PLAIN_SCORES = 1 << 26
-"""Attention scores that may be held at once, 128 MiB in bfloat16."""
+"""What `fastest` tries on CUDA. One launch for all crops beats one per group; torch's own
+kernel always fits the installed torch. The compiled `flex` runs only where it is named."""
 
 
-class KernelUnavailable(ValueError):
-    """The named kernel does not run on this device with this type."""
+def use_kernel(network: nn.Module, kernel: Kernel) -> None:
+    """Let every attention of a network be computed by a kernel that runs there."""
+    for module in network.modules():
+        if isinstance(module, Attention):
+            module.attend = KERNELS[kernel]
 
 
-class _Attend(Protocol):
-    """Queries, keys and values [T, 3, heads, d] of packed crops to attended values [T, D]."""
+def choose_kernel(
+    named: Kernel | Literal["fastest"], *, device: torch.device, dtype: torch.dtype
+) -> Kernel:
+    """The named kernel, or the fastest that runs on a device.
 
-    def __call__(self, qkv: Tensor, *, groups: Sequence[CropGroup]) -> Tensor: ...
+    Packed kernels need half precision on CUDA; everything else is computed group by group.
 
-
-def attend(qkv: Tensor, *, groups: Sequence[CropGroup], num_heads: int, kernel: Kernel) -> Tensor:
-    """Scaled dot-product attention of every crop with itself.
-
-    Args:
-        qkv: Queries, keys and values of the packed tokens [T, 3 D], head-major.
-        groups: How the T rows fall into crops, in order.
-        num_heads: Attention heads, divides D.
-        kernel: How it is computed.
-
-    Returns:
-        Attended values [T, D] in the order of the rows.
+    Raises:
+        SettingsError: The named one does not run there; the message names one that does.
     """
-    heads = qkv.view(qkv.shape[0], 3, num_heads, -1)
-    return _KERNELS[kernel](heads, groups=groups)
-
-
-def fastest_kernel(device: torch.device, *, dtype: torch.dtype) -> Kernel:
-    """The kernel to take where none is named.
-
-    Packed kernels want half precision on CUDA; everything else is computed group by group.
-    """
+    if named != "fastest":
+        _check_kernel(named, device=device, dtype=dtype)
+        return named
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return "per_group"
     return next(kernel for kernel in PREFERENCE if why_unavailable(kernel, device, dtype) is None)
 
 
-def check_kernel(kernel: Kernel, *, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse a kernel that does not run here.
-
-    Raises:
-        KernelUnavailable: It does not; the message names one that does.
-    """
+def _check_kernel(kernel: Kernel, *, device: torch.device, dtype: torch.dtype) -> None:
     reason = why_unavailable(kernel, device, dtype)
     if reason is not None:
-        raise KernelUnavailable(
+        fastest = choose_kernel("fastest", device=device, dtype=dtype)
+        raise SettingsError(
             f"execution.attention_kernel {kernel} does not run on {device.type} with {dtype} "
-            f"({reason}); choose fastest, which takes {fastest_kernel(device, dtype=dtype)} here"
+            f"({reason}); choose fastest, which is {fastest} here"
         )
 
 
@@ -82,38 +64,13 @@ def check_kernel(kernel: Kernel, *, device: torch.device, dtype: torch.dtype) ->
 def why_unavailable(kernel: Kernel, device: torch.device, dtype: torch.dtype) -> str | None:
     """What keeps a kernel from a forward and backward pass over two small groups, or None."""
     groups = (CropGroup(num_crops=2, num_tokens=5), CropGroup(num_crops=1, num_tokens=3))
-    qkv = torch.zeros(13, 3 * 64, device=device, dtype=dtype, requires_grad=True)
+    qkv = torch.zeros(13, 3, 1, 64, device=device, dtype=dtype, requires_grad=True)
     try:
-        attend(qkv, groups=groups, num_heads=1, kernel=kernel).sum().backward()  # type: ignore[no-untyped-call]
-    except Exception as error:  # a library says in its own way what it lacks
+        KERNELS[kernel](qkv, groups=groups).sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # each library reports in its own way what it lacks
         logger.debug("attention kernel %s is not available", kernel, exc_info=True)
         return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
     return None
-
-
-def _per_group(qkv: Tensor, *, groups: Sequence[CropGroup]) -> Tensor:
-    """Crops of a group have equal length, so that no mask is needed."""
-    attended = []
-    for rows, group in zip(split_rows(qkv, groups=groups), groups, strict=True):
-        heads = rows.view(group.num_crops, group.num_tokens, *rows.shape[1:])
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # [crops, heads, tokens, d]
-        values = _attended(query, key, value)
-        attended.append(values.transpose(1, 2).reshape(group.num_rows, -1))
-    return attended[0] if len(attended) == 1 else torch.cat(attended)
-
-
-def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of queries, keys and values [crops, heads, tokens, d].
-
-    The fused kernel's backward pass in bfloat16 on a CPU takes about ten times as long as two
-    matrix products and a softmax, which are taken while their scores fit.
-    """
-    num_scores = query.shape[:-1].numel() * key.shape[-2]
-    is_cpu_bf16 = device_kind(query) == "cpu" and query.dtype == torch.bfloat16
-    if is_cpu_bf16 and num_scores <= MAX_PLAIN_SCORES:
-        scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-        return torch.softmax(scores, dim=-1) @ value
-    return F.scaled_dot_product_attention(query, key, value)
 
 
 def _varlen(qkv: Tensor, *, groups: Sequence[CropGroup]) -> Tensor:
@@ -151,7 +108,7 @@ def _xformers(qkv: Tensor, *, groups: Sequence[CropGroup]) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _block_diagonal_mask(groups: tuple[CropGroup, ...], device: torch.device) -> Any:
-    """Kept, since it copies the lengths to the device; stochastic depth keeps sizes constant."""
+    """Cached, since it copies the lengths to the device; stochastic depth keeps sizes constant."""
     masks = import_module("xformers.ops.fmha").attn_bias
     lengths = [group.num_tokens for group in groups for _ in range(group.num_crops)]
     return masks.BlockDiagonalMask.from_seqlens(lengths, device=device)
@@ -190,9 +147,9 @@ def _crop_mask(groups: tuple[CropGroup, ...], device: torch.device) -> Any:
     return create_block_mask(same_crop, None, None, num_rows, num_rows, device=device)
 
 
-_KERNELS: dict[Kernel, _Attend] = {
+KERNELS: dict[Kernel, Attend] = {
     "varlen": _varlen,
     "xformers": _xformers,
     "flex": _flex,
-    "per_group": _per_group,
+    "per_group": attend_per_group,
 }

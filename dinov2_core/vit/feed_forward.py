@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, assert_never
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -85,10 +85,5 @@ class SwiGlu(nn.Module):
 
 def feed_forward(kind: FeedForward, *, embed_dim: int, hidden_dim: int) -> Mlp | SwiGlu:
     """The feed-forward part that a name stands for; hidden_dim is the MLP's width."""
-    match kind:
-        case "mlp":
-            return Mlp(embed_dim=embed_dim, hidden_dim=hidden_dim)
-        case "swiglu":
-            return SwiGlu(embed_dim=embed_dim, hidden_dim=hidden_dim)
-        case _:
-            assert_never(kind)
+    kinds: dict[FeedForward, type[Mlp | SwiGlu]] = {"mlp": Mlp, "swiglu": SwiGlu}
+    return kinds[kind](embed_dim=embed_dim, hidden_dim=hidden_dim)

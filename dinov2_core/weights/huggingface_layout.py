@@ -1,12 +1,16 @@
-"""Names of Dinov2Model and Dinov2WithRegistersModel of Hugging Face transformers."""
+"""Dinov2Model and Dinov2WithRegistersModel of Hugging Face transformers: names and settings."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from dinov2_core.config.backbone import TeacherConfig
+from dinov2_core.vit.block import NORM_EPSILON
 
 TOKEN_NAMES = {
     "embeddings.cls_token": "cls_token",
@@ -34,6 +38,12 @@ PROJECTIONS = ("query", "key", "value")
 LAYER = re.compile(r"encoder\.layer\.(\d+)\.(.+?)(\.weight|\.bias|)$")
 BLOCK = re.compile(r"blocks\.(\d+)\.(.+?)(\.weight|\.bias|)$")
 QKV = re.compile(r"blocks\.(\d+)\.attn\.qkv(\.weight|\.bias)$")
+
+
+def huggingface_prefix(names: Iterable[str]) -> str:
+    """What the network's own names follow in a larger one, such as `dinov2.` in a classifier."""
+    ending = "embeddings.cls_token"
+    return next((name.removesuffix(ending) for name in names if name.endswith("." + ending)), "")
 
 
 def is_huggingface(weights: Mapping[str, Tensor]) -> bool:
@@ -71,6 +81,51 @@ def to_huggingface(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             named[tokens[name]] = tensor
     return named
+
+
+def huggingface_files(teacher: TeacherConfig) -> dict[str, dict[str, Any]]:
+    """`config.json` of the network, and `preprocessor_config.json` with the evaluation's resizing.
+
+    That is: the shorter side to 256/224 of the size, the centre, mean and deviation.
+    """
+    backbone, size = teacher.backbone, teacher.image_size_pixels
+    dimensions, registers = backbone.dimensions, backbone.num_register_tokens
+    ratio = dimensions.mlp_ratio
+    network = {
+        "architectures": ["Dinov2WithRegistersModel" if registers else "Dinov2Model"],
+        "model_type": "dinov2_with_registers" if registers else "dinov2",
+        "hidden_size": dimensions.embed_dim,
+        "num_hidden_layers": dimensions.depth,
+        "num_attention_heads": dimensions.num_heads,
+        "mlp_ratio": int(ratio) if ratio == int(ratio) else ratio,
+        "hidden_act": "gelu",
+        "use_swiglu_ffn": backbone.feed_forward == "swiglu",
+        "qkv_bias": True,
+        "layerscale_value": backbone.layer_scale,
+        "layer_norm_eps": NORM_EPSILON,
+        "drop_path_rate": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "image_size": size,
+        "patch_size": backbone.patch_size_pixels,
+        "num_channels": backbone.num_channels,
+        "torch_dtype": "float32",
+    } | ({"num_register_tokens": registers} if registers else {})
+    preprocessing = {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": round(size * 256 / 224)},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(teacher.mean),
+        "image_std": list(teacher.standard_deviation),
+        "do_convert_rgb": backbone.num_channels == 3,
+    }
+    return {"config.json": network, "preprocessor_config.json": preprocessing}
 
 
 def _reference_name(name: str) -> str:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from dinov2_core.errors import InputError
+from dinov2_core.vit.patch_embed import PatchGrid
+from dinov2_core.vit.position import resample_positions
 
 POSITIONS = "pos_embed"
 """Last part of the names of learned positions, [1, 1 + M * M, D]."""
@@ -15,12 +19,12 @@ POSITIONS = "pos_embed"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """What became of every name in a module and in a file."""
+    """Every name of a module and of a file, by how it was treated."""
 
     loaded: tuple[str, ...]
-    """Taken over as they were."""
+    """Copied as they were."""
     resampled: tuple[str, ...]
-    """Positions taken over to another grid."""
+    """Positions resampled to another grid."""
     missing: tuple[str, ...]
     """In the module only; kept their values."""
     unexpected: tuple[str, ...]
@@ -35,7 +39,7 @@ class LoadReport:
         )
 
     def text(self) -> str:
-        """Every name below what became of it."""
+        """All names, in four sections."""
         sections = {
             "loaded": self.loaded,
             "resampled": self.resampled,
@@ -54,39 +58,35 @@ def load_weights(
     weights: Mapping[str, Tensor],
     *,
     source: str,
-    resample: Callable[[Tensor, int], Tensor],
+    resamples_positions: bool = False,
     allowed_missing: Collection[str] = (),
-    allowed_unexpected: Collection[str] = (),
 ) -> LoadReport:
     """Fill a module that is not sharded yet, every name accounted for.
 
     Args:
-        module: Takes the weights; its parameters' names are the keys.
+        module: Receives the weights; its parameters' names are the keys.
         weights: By the same names.
         source: Where they are from, for messages.
-        resample: Maps positions [1, 1 + M * M, D] and a side m to positions [1, 1 + m * m, D].
+        resamples_positions: Whether positions may be of another grid; see `resample_to_side`.
         allowed_missing: Prefixes of names that the weights may lack.
-        allowed_unexpected: Prefixes of names that only the weights may have.
-
-    Returns:
-        What became of every name.
 
     Raises:
-        ValueError: A name is on one side only and not allowed to be, a shape differs in anything
-            but the grid of positions, or a value is not finite. The module is unchanged.
+        InputError: A name is on one side only and not allowed to be, a shape differs, or a value
+            is not finite. The module is unchanged.
     """
     parameters = dict(module.named_parameters())
     missing = sorted(set(parameters) - set(weights))
     unexpected = sorted(set(weights) - set(parameters))
-    _refuse(missing, allowed=allowed_missing, source=source, problem="lacks")
-    _refuse(unexpected, allowed=allowed_unexpected, source=source, problem="also holds")
+    not_allowed = [name for name in missing if not name.startswith(tuple(allowed_missing))]
+    _check_names(not_allowed, source=source, problem="lacks")
+    _check_names(unexpected, source=source, problem="also holds")
     fitting, resampled = {}, []
     for name in sorted(set(parameters) & set(weights)):
         parameter, weight = parameters[name], weights[name]
-        if _is_other_grid(name, parameter=parameter, weight=weight):
-            weight = resample(weight.float(), _side(parameter))
+        if resamples_positions and _is_other_grid(name, parameter=parameter, weight=weight):
+            weight = resample_to_side(weight.float(), math.isqrt(parameter.shape[1] - 1))
             resampled.append(name)
-        _check(name, parameter=parameter, weight=weight, source=source)
+        _check_values(name, parameter=parameter, weight=weight, source=source)
         fitting[name] = weight
     for name, weight in fitting.items():
         parameters[name].copy_(weight)
@@ -94,29 +94,34 @@ def load_weights(
         loaded=tuple(name for name in fitting if name not in resampled),
         resampled=tuple(resampled),
         missing=tuple(missing),
-        unexpected=tuple(unexpected),
+        unexpected=(),
     )
 
 
-def _refuse(names: list[str], *, allowed: Collection[str], source: str, problem: str) -> None:
-    refused = [name for name in names if not name.startswith(tuple(allowed))]
-    if refused:
-        raise ValueError(
-            f"{source} {problem} {len(refused)} parameters: {', '.join(refused)}; give weights of "
+def resample_to_side(positions: Tensor, side: int) -> Tensor:
+    """Positions [1, 1 + M * M, D] on a grid of side x side patches, bicubic."""
+    grid = PatchGrid(height=side, width=side)
+    return resample_positions(positions, grid=grid, offset=0.0, antialias=True)
+
+
+def _check_names(names: list[str], *, source: str, problem: str) -> None:
+    if names:
+        raise InputError(
+            f"{source} {problem} {len(names)} parameters: {', '.join(names)}; give weights of "
             "the same architecture and heads"
         )
 
 
-def _check(name: str, *, parameter: Tensor, weight: Tensor, source: str) -> None:
+def _check_values(name: str, *, parameter: Tensor, weight: Tensor, source: str) -> None:
     if weight.shape != parameter.shape:
-        raise ValueError(
+        raise InputError(
             f"{name} has shape {list(weight.shape)} in {source} but {list(parameter.shape)} in "
             "the model; give weights of the same architecture, patch size and heads"
         )
     if not torch.isfinite(weight).all():
-        raise ValueError(
-            f"{name} in {source} holds values that are not finite; give weights from before they "
-            "were spoilt"
+        raise InputError(
+            f"{name} in {source} holds values that are not finite; give weights without "
+            "NaN and infinity"
         )
 
 
@@ -124,12 +129,7 @@ def _is_other_grid(name: str, *, parameter: Tensor, weight: Tensor) -> bool:
     return (
         name.rpartition(".")[2] == POSITIONS
         and weight.dim() == 3
-        and weight.shape[1] != parameter.shape[1]
+        and 1 < weight.shape[1] != parameter.shape[1]
         and weight.shape[2] == parameter.shape[2]
         and math.isqrt(weight.shape[1] - 1) ** 2 == weight.shape[1] - 1
     )
-
-
-def _side(positions: Tensor) -> int:
-    """Patches on a side of the square grid that positions [1, 1 + m * m, D] belong to."""
-    return math.isqrt(positions.shape[1] - 1)

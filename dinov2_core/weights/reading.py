@@ -1,14 +1,15 @@
-"""Tensors of a weights file, whichever program wrote it; nothing in the file is ever executed."""
+"""Reads the tensors of a weights file; nothing in it is ever executed."""
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from dinov2_core.errors import InputError
 
 CONTAINERS = ("teacher", "model", "state_dict")
 """Names under which training programs keep the state dict, the most specific first."""
@@ -39,14 +40,16 @@ def read_state_dict(path: Path) -> StateDict:
         Tensors on the CPU, names as in the file.
 
     Raises:
-        ValueError: There is no such file, it is neither of the two, or it holds other things
+        InputError: There is no such file, it is neither of the two, or it holds other things
             than tensors.
     """
     try:
         with path.open("rb") as file:
             is_pickle = file.read(4).startswith(PICKLE_STARTS)
     except OSError as error:
-        raise ValueError(f"weights {path} do not exist; name an existing file") from error
+        raise InputError(
+            f"weights {path} cannot be read ({error.strerror}); name an existing file"
+        ) from error
     return _read_torch(path) if is_pickle else _read_safetensors(path)
 
 
@@ -55,7 +58,7 @@ def _read_safetensors(path: Path) -> StateDict:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
-        raise ValueError(
+        raise InputError(
             f"weights {path} are not a safetensors file ({error}), nor a state dict of torch.save; "
             "export them again"
         ) from error
@@ -65,8 +68,8 @@ def _read_safetensors(path: Path) -> StateDict:
 def _read_torch(path: Path) -> StateDict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(
+    except Exception as error:  # what torch raises for damaged files has no common class
+        raise InputError(
             f"weights {path} are damaged, or hold more than tensors and plain values, which is not "
             f"loaded because it could run code ({type(error).__name__}); save the state dict alone"
         ) from error
@@ -74,14 +77,21 @@ def _read_torch(path: Path) -> StateDict:
     while container := _container(content):
         left_out += [name for name in content if name != container]
         content = content[container]
-    is_state_dict = isinstance(content, dict) and content
-    if not is_state_dict or not all(isinstance(value, Tensor) for value in content.values()):
+    if not _is_state_dict(content):
         names = list(content)[:SHOWN_NAMES] if isinstance(content, dict) else type(content).__name__
-        raise ValueError(
+        raise InputError(
             f"weights {path} hold no state dict but {names}; save tensors by name, bare or below "
             f"one of {', '.join(CONTAINERS)}"
         )
     return StateDict(source=str(path), tensors=content, left_out=tuple(left_out))
+
+
+def _is_state_dict(content: object) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    )
 
 
 def _container(content: object) -> str:

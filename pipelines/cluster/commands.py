@@ -27,8 +27,16 @@ Commands = Any
 """What `ArgumentParser.add_subparsers` gives."""
 
 
-def add_cluster_commands(commands: Commands) -> None:
-    """Add submit, status, logs, wait, cancel, schedule and schedules."""
+def add_commands(commands: Commands) -> None:
+    """Add compile, submit, status, logs, wait, cancel, schedule and schedules."""
+    compiled = commands.add_parser("compile", help="write the pipeline for a Kubeflow cluster")
+    compiled.add_argument("spec", type=Path)
+    compiled.add_argument(
+        "-o", "--output", type=Path, default=Path("pipeline.yaml"), help="file to write"
+    )
+    add_target_flags(compiled)
+    compiled.set_defaults(command=_compile)
+
     server = server_flags()
     submit = commands.add_parser("submit", parents=[server], help="run a spec on a cluster")
     submit.add_argument("spec", type=Path)
@@ -124,6 +132,15 @@ def client_of(args: argparse.Namespace) -> kfp.Client:
 def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def _compile(args: argparse.Namespace) -> int:
+    from pipelines.cluster.submit import compile_for
+
+    spec = load_spec(args.spec)
+    compile_for(spec, target_from(args, spec), path=args.output)
+    _print(f"wrote {args.output}")
+    return 0
 
 
 def _submit(args: argparse.Namespace) -> int:

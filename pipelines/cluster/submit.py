@@ -159,8 +159,8 @@ def check_fits_cluster(client: kfp.Client, spec: PipelineSpec, target: Target) -
         f"lies on this machine, where no pod sees it; upload it and write its s3:// URI{shared}"
     )
     problems = [
-        Problem(path="spec", value=path, message=message)
-        for path in dict.fromkeys(spec.local_places)
+        Problem(path=key, value=path, message=message)
+        for key, path in spec.local_paths.items()
         if Path(path).exists() and not (mount and Path(path).is_relative_to(mount))
     ]
     if "://" in target.workdir and not spec.tracking.uri:

@@ -11,16 +11,16 @@ from components.curate.component import curate
 from components.evaluate.component import evaluate
 from components.register.component import register
 from components.train.component import finetune, pretrain
-from k8s.launchers import Processes, TrainJob
+from k8s.launchers import Processes
 from k8s.placement import Volume
-from pipelines.graph.placement import launcher_of, place, place_on_cluster
-from pipelines.spec.pipeline_spec import PipelineSpec
+from pipelines.graph.placement import launcher_of, place_on_cluster, set_container
+from pipelines.spec.pipeline_spec import STAGES, PipelineSpec
 from pipelines.spec.placement import FOLLOWER, Resources, without_gpus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Places:
-    """Puts the tasks of a spec where they belong."""
+class _TaskPlacement:
+    """Gives the tasks of a spec their containers, nodes and launchers."""
 
     spec: PipelineSpec
     volume: Volume | None
@@ -34,57 +34,40 @@ class _Places:
         deadline = self.spec.placement.deadlines.pipeline_seconds
         return dsl.PipelineConfig(active_deadline_seconds=deadline)
 
-    def put(
-        self,
-        task: PipelineTask,
-        *,
-        stage: str,
-        resources: Resources,
-        follower: Resources | None = None,
-        trains: bool = False,
-    ) -> None:
-        """Place a task.
-
-        Args:
-            task: The step.
-            stage: Its name.
-            resources: From the spec.
-            follower: What it asks for itself where its ranks run on pods of their own, which get
-                the resources of the spec; None for a step without ranks.
-            trains: Whether its ranks train: then it does no more than follow them, and nodes
-                matter to them even without accelerators.
-        """
-        follower = FOLLOWER if trains else follower
-        following = None if isinstance(self.launcher, Processes) else follower
-        own = following or resources
-        place(task, resources=own, image=self.spec.image, volume=self.volume)
+    def apply(self, task: PipelineTask, *, stage: str) -> None:
+        """Place the task of a stage."""
+        following = self._resources_while_following(stage)
+        own = following or self.spec.resources.of(stage)
+        set_container(task, resources=own, image=self.spec.image, volume=self.volume)
         if self.on_cluster:
+            trains_itself = STAGES[stage].trains and following is None
             place_on_cluster(
                 task,
                 stage=stage,
                 placement=self.spec.placement,
-                is_heavy=(trains and following is None) or own.num_gpus > 0,
+                is_heavy=trains_itself or own.num_gpus > 0,
                 follows=following is not None,
             )
 
-    @property
-    def launcher(self) -> Processes | TrainJob:
-        """What starts the ranks of a stage; here always processes."""
-        return self.spec.placement.launcher if self.on_cluster else Processes()
-
-    @property
-    def curator(self) -> Resources | None:
-        """What curation asks for itself while pods of their own embed for it; None if none do."""
-        if not self.spec.curate.embeds_on_ranks(on_cluster=self.on_cluster):
+    def _resources_while_following(self, stage: str) -> Resources | None:
+        """What the task needs itself while ranks on pods of their own work for it; else None."""
+        if not self.on_cluster or isinstance(self.spec.placement.launcher, Processes):
             return None
-        return without_gpus(self.spec.resources.curate)
+        if STAGES[stage].trains:
+            return FOLLOWER
+        if stage == "curate" and self.spec.curate.embeds_on_ranks(on_cluster=True):
+            return without_gpus(self.spec.resources.curate)
+        return None
 
-    def launch(self, resources: Resources) -> str:
-        """How a stage starts its ranks, JSON."""
+    def launcher(self, stage: str) -> str:
+        """How the stage starts its ranks, JSON."""
         if not self.on_cluster:
-            return self.launcher.model_dump_json()
+            return Processes().model_dump_json()
         return launcher_of(
-            self.spec.placement, resources=resources, image=self.spec.image, volume=self.volume
+            self.spec.placement,
+            resources=self.spec.resources.of(stage),
+            image=self.spec.image,
+            volume=self.volume,
         )
 
 
@@ -99,14 +82,13 @@ def build(
         volume: Holds the work directory on a cluster; None for that of the spec's placement.
         on_cluster: Whether the spec's placement counts; on this machine it does not.
     """
-    resources = spec.resources
     volume = (volume or spec.placement.volume) if on_cluster else None
-    places = _Places(spec=spec, volume=volume, on_cluster=on_cluster)
+    placement = _TaskPlacement(spec=spec, volume=volume, on_cluster=on_cluster)
 
     @dsl.pipeline(
         name=f"dinopipe-{spec.name}",
         description="Curates images, trains a DINOv2 backbone, evaluates and registers it.",
-        pipeline_config=places.config,
+        pipeline_config=placement.config,
     )
     def dinov2(
         context: str = context,
@@ -117,35 +99,30 @@ def build(
         register_config: str = spec.registry.model_dump_json(),
     ) -> None:
         run = {"context": context, "kubeflow_run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
-        curated = curate(config=curate_config, launcher=places.launch(resources.curate), **run)
-        places.put(curated, stage="curate", resources=resources.curate, follower=places.curator)
+        curated = curate(config=curate_config, launcher=placement.launcher("curate"), **run)
         dataset = curated.outputs["dataset"]
         pretrained = pretrain(
-            config=pretrain_config,
-            launcher=places.launch(resources.pretrain),
-            dataset=dataset,
-            **run,
+            config=pretrain_config, launcher=placement.launcher("pretrain"), dataset=dataset, **run
         )
-        places.put(pretrained, stage="pretrain", resources=resources.pretrain, trains=True)
         finetuned = finetune(
             config=finetune_config,
-            launcher=places.launch(resources.finetune),
+            launcher=placement.launcher("finetune"),
             dataset=dataset,
             pretrained=pretrained.outputs["checkpoint"],
             **run,
         )
-        places.put(finetuned, stage="finetune", resources=resources.finetune, trains=True)
         checkpoint = finetuned.outputs["checkpoint"]
-        measured = evaluate(config=evaluate_config, dataset=dataset, checkpoint=checkpoint, **run)
-        places.put(measured, stage="evaluate", resources=resources.evaluate)
+        evaluated = evaluate(config=evaluate_config, dataset=dataset, checkpoint=checkpoint, **run)
         registered = register(
             config=register_config,
             dataset=dataset,
             checkpoint=checkpoint,
-            report=measured.outputs["report"],
+            report=evaluated.outputs["report"],
             **run,
         )
-        places.put(registered, stage="register", resources=resources.registry)
+        tasks = (curated, pretrained, finetuned, evaluated, registered)
+        for stage, task in zip(STAGES, tasks, strict=True):
+            placement.apply(task, stage=stage)
 
     return dinov2
 

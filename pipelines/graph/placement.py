@@ -1,4 +1,4 @@
-"""Where the tasks of a pipeline run: image and resources of each, nodes, queue, secrets, time."""
+"""Placement of a pipeline's tasks: container, resources, nodes, queue, secrets, time limits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from k8s.training import PRIORITY_LABEL, QUEUE_LABEL, SHARED_MEMORY, STAGE_LABEL
 from pipelines.spec.placement import Placement, Resources
 
 
-def place(
+def set_container(
     task: PipelineTask, *, resources: Resources, image: str, volume: Volume | None = None
 ) -> None:
-    """Give a task its image, resources and volume, and leave reuse to the stages themselves.
+    """Give a task its image, resources and volume; caching is left to the stages themselves.
 
-    Kubeflow's cache knows names, not contents: a stage compares digests of what it reads.
+    Kubeflow's cache compares names, a stage the digests of what it reads.
     """
     if volume is not None:
         kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount_path)
@@ -40,14 +40,14 @@ def place(
 def place_on_cluster(
     task: PipelineTask, *, stage: str, placement: Placement, is_heavy: bool, follows: bool = False
 ) -> None:
-    """Give a task what only a cluster has.
+    """Give a task labels, secrets, limits, retries and nodes.
 
     Args:
-        task: The step.
-        stage: Name of the step, for its pod's label.
+        task: Task of a stage.
+        stage: Name of the stage, for its pod's label.
         placement: From the spec.
         is_heavy: Whether it trains or has accelerators itself, so that the nodes matter.
-        follows: Whether it follows a training on other pods, which its own pod will own.
+        follows: Whether it waits for a job on other pods, which its own pod will own.
     """
     kubernetes.add_pod_label(task, "app.kubernetes.io/part-of", "dinopipe")
     kubernetes.add_pod_label(task, STAGE_LABEL, stage)
@@ -55,7 +55,7 @@ def place_on_cluster(
         kubernetes.use_secret_as_env(task, secret.name, {key: key for key in secret.keys})
     if placement.image_pull_secrets:
         kubernetes.set_image_pull_secrets(task, list(placement.image_pull_secrets))
-    # Kubeflow adds the rest of what the restricted Pod Security Standard asks for, but not this.
+    # Kubeflow adds the rest of what the restricted Pod Security Standard demands, but not this.
     kubernetes.set_security_context(task, run_as_user=USER, run_as_group=USER, run_as_non_root=True)
     kubernetes.set_timeout(task, placement.deadlines.step_seconds)
     retries = placement.retries
@@ -115,7 +115,7 @@ def _expression(requirement: NodeRequirement | NodePreference) -> dict[str, obje
 def launcher_of(
     placement: Placement, *, resources: Resources, image: str, volume: Volume | None
 ) -> str:
-    """The parameter that tells a stage how to start its ranks, JSON.
+    """How a stage starts its ranks, JSON.
 
     Args:
         placement: From the spec.

@@ -1,32 +1,20 @@
-"""How a run ended: the table for people and run.json for scripts."""
+"""How a run ended: rows of a table for the user, and run.json for scripts."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
-from components.runtime.manifests import (
-    CheckpointManifest,
-    DatasetManifest,
-    EvaluationReport,
-    Manifest,
-    Registration,
-)
+from components.runtime.manifests import Registration
 from components.runtime.progress import Progress, duration
 from components.runtime.storage import download, join_uri, write_text
 from dinov2_core.config.frozen import Frozen
 from pipelines.local.display import read_progress
-from pipelines.local.run import RESULT, LocalRun
+from pipelines.local.run import LocalRun, Outcome
+from pipelines.local.workdir import RESULT
 from pipelines.spec.pipeline_spec import STAGES, PipelineSpec
 
-MANIFESTS: dict[str, type[Manifest]] = {
-    "curate": DatasetManifest,
-    "pretrain": CheckpointManifest,
-    "finetune": CheckpointManifest,
-    "evaluate": EvaluationReport,
-    "register": Registration,
-}
+FINISHED = ("succeeded", "cached")
 
 
 class StageResult(Frozen):
@@ -36,11 +24,15 @@ class StageResult(Frozen):
     cached: bool
     state: str
     manifest: str
-    """Place of its manifest; empty if it did not finish."""
+    """URI of its manifest; empty if it did not finish."""
+    outputs: str
+    """Directory, file or address of what it made; empty if it did not finish."""
+    summary: str
+    """Its key numbers, ready to show; empty if it did not finish."""
     error: str = ""
 
 
-class MlflowPlace(Frozen):
+class MlflowRecord(Frozen):
     """Where the run and the model are recorded."""
 
     tracking_uri: str
@@ -55,23 +47,22 @@ class MlflowPlace(Frozen):
 class RunResult(Frozen):
     """What run.json holds."""
 
-    status: Literal["succeeded", "failed"]
+    status: Outcome
     run_id: str
     seconds: float
     stages: dict[str, StageResult]
     metrics: dict[str, float]
-    mlflow: MlflowPlace
+    mlflow: MlflowRecord
     log: str
 
     @property
     def failed_stage(self) -> str | None:
         """The stage that ended the run."""
-        broken = [n for n, s in self.stages.items() if s.state not in ("succeeded", "cached")]
-        return broken[0] if broken else None
+        return next((n for n, s in self.stages.items() if s.state not in FINISHED), None)
 
 
 def result_of(spec: PipelineSpec, run: LocalRun) -> RunResult:
-    """Gather what the stages left behind."""
+    """Gather the results that the stages reported."""
     stages: dict[str, StageResult] = {}
     metrics: dict[str, float] = {}
     registration: Registration | None = None
@@ -79,20 +70,18 @@ def result_of(spec: PipelineSpec, run: LocalRun) -> RunResult:
         progress = read_progress(run.context.progress_directory, stage)
         if progress is None:
             continue
-        stages[stage] = _stage_result(progress)
-        if progress.manifest_uri:
-            manifest = MANIFESTS[stage].read(download(progress.manifest_uri))
-            metrics.update(_metrics(stage, manifest))
-            if isinstance(manifest, Registration):
-                registration = manifest
-    finished = all(stage in stages and stages[stage].manifest for stage in STAGES)
+        stages[stage] = _stage_result(progress, run.outcome)
+        metrics |= {_full_name(stage, name): value for name, value in progress.numbers.items()}
+        if stage == "register" and progress.manifest_uri:
+            registration = Registration.read(download(progress.manifest_uri))
+    is_complete = all(stage in stages and stages[stage].manifest for stage in STAGES)
     return RunResult(
-        status="succeeded" if run.succeeded and finished else "failed",
+        status="failed" if run.outcome == "succeeded" and not is_complete else run.outcome,
         run_id=run.context.run_id,
         seconds=round(run.seconds, 1),
         stages=stages,
         metrics=metrics,
-        mlflow=MlflowPlace(
+        mlflow=MlflowRecord(
             tracking_uri=run.context.resolved_tracking_uri,
             experiment=run.context.experiment,
             run_id=run.parent_run_id,
@@ -106,102 +95,50 @@ def result_of(spec: PipelineSpec, run: LocalRun) -> RunResult:
 
 
 def write_result(result: RunResult, workdir: str) -> str:
-    """Write run.json; gives its place."""
-    place = join_uri(workdir, RESULT)
-    write_text(place, json.dumps(result.model_dump(mode="json"), indent=2) + "\n")
-    return place
+    """Write run.json; gives its path or URI."""
+    uri = join_uri(workdir, RESULT)
+    write_text(uri, json.dumps(result.model_dump(mode="json"), indent=2) + "\n")
+    return uri
 
 
-def _stage_result(progress: Progress) -> StageResult:
-    error = progress.detail if progress.state == "failed" else ""
-    if progress.state == "running":
-        error = (
-            f"ended without a word during {progress.task or 'its start'} (killed, or out of memory)"
-        )
+def _full_name(stage: str, name: str) -> str:
+    """Name of a stage's number among those of all stages; an evaluation's begin with its set."""
+    return name if stage == "evaluate" else f"{stage}/{name}"
+
+
+def _stage_result(progress: Progress, outcome: Outcome) -> StageResult:
+    is_finished = bool(progress.manifest_uri)
+    error = "" if is_finished else progress.detail
+    if progress.state == "running" and outcome == "interrupted":
+        error = outcome
+    elif progress.state == "running":
+        task = progress.task or "its start"
+        error = f"ended during {task} without an error of its own (killed, or out of memory)"
     return StageResult(
         seconds=round(progress.seconds, 1),
         cached=progress.state == "cached",
-        state=progress.state,
+        state=outcome if error and outcome == "interrupted" else progress.state,
         manifest=progress.manifest_uri,
+        outputs=progress.outputs,
+        summary=progress.detail if is_finished else "",
         error=error,
     )
 
 
-def _metrics(stage: str, manifest: Manifest) -> dict[str, float]:
-    match manifest:
-        case DatasetManifest():
-            numbers = {
-                "num_images": float(manifest.num_images),
-                "num_kept": float(manifest.num_kept),
-            }
-            numbers |= {f"set_aside/{k}": float(v) for k, v in manifest.reasons.items()}
-            if manifest.audit is not None:
-                numbers |= {f"audit/{k}": v for k, v in manifest.audit.model_dump().items()}
-        case CheckpointManifest():
-            numbers = {
-                **{f"loss/{name}": value for name, value in manifest.final_losses.items()},
-                "images_per_second": manifest.images_per_second,
-                "step": float(manifest.step),
-            }
-        case EvaluationReport():
-            return dict(manifest.metrics)
-        case _:
-            return {}
-    return {f"{stage}/{name}": value for name, value in numbers.items()}
-
-
 def summary_rows(result: RunResult) -> list[tuple[str, str, str, str]]:
-    """Rows of the summary table: stage, time, key numbers, place."""
-    rows = []
-    for stage, ended in result.stages.items():
-        time = duration(ended.seconds) + (" (taken over)" if ended.cached else "")
-        if not ended.manifest:
-            rows.append((stage, time, ended.state, ""))
-            continue
-        manifest = MANIFESTS[stage].read(download(ended.manifest))
-        rows.append((stage, time, "\n".join(_key_numbers(manifest)), _shown(manifest)))
-    return rows
+    """Rows of the summary table: stage, time, key numbers, outputs."""
+    return [
+        (
+            stage,
+            duration(ended.seconds) + (" (reused)" if ended.cached else ""),
+            ended.summary if ended.manifest else ended.state,
+            _relative_to_here(ended.outputs),
+        )
+        for stage, ended in result.stages.items()
+    ]
 
 
-def _shown(manifest: Manifest) -> str:
-    path = Path(manifest.uri)
-    if not path.is_absolute():
-        return manifest.uri
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _key_numbers(manifest: Manifest) -> list[str]:
-    match manifest:
-        case DatasetManifest():
-            reasons = ", ".join(f"{count} {name}" for name, count in manifest.reasons.items())
-            lines = [f"{manifest.num_kept} of {manifest.num_images} kept; set aside: {reasons}"]
-            audit = manifest.audit
-            if audit is not None:
-                lines.append(
-                    f"found of what was planted: {audit.exact_recall:.1%} of exact copies, "
-                    f"{audit.near_recall:.1%} of near copies, {audit.leak_recall:.1%} of leaks, "
-                    f"{audit.corrupt_recall:.1%} of corrupt files; "
-                    f"{audit.distinct_lost:.2%} of distinct images lost"
-                )
-            return lines
-        case CheckpointManifest():
-            losses = ", ".join(f"{k} {v:.3f}" for k, v in manifest.final_losses.items())
-            return [
-                f"{manifest.step} steps at {manifest.teacher.image_size_pixels} px, "
-                f"{manifest.images_per_second:.0f} images/s; {losses}"
-            ]
-        case EvaluationReport():
-            return _scores(manifest.metrics)
-        case Registration():
-            return [f"version {manifest.model_version} is {manifest.alias}: {manifest.decision}"]
-        case _:
-            return []
-
-
-def _scores(metrics: dict[str, float]) -> list[str]:
-    lines = []
-    for name, value in metrics.items():
-        untrained, pixels = metrics.get(f"{name}_untrained"), metrics.get(f"{name}_pixels")
-        if untrained is not None and pixels is not None:
-            lines.append(f"{name} {value:.1%} (untrained {untrained:.1%}, raw pixels {pixels:.1%})")
-    return lines or [f"{name} {value:.4g}" for name, value in metrics.items()]
+def _relative_to_here(uri: str) -> str:
+    path, here = Path(uri), Path.cwd()
+    is_below = path.is_absolute() and path.is_relative_to(here)
+    return str(path.relative_to(here)) if is_below else uri

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
-from safetensors.torch import load_file
-
-from components.runtime.registry import fetch_teacher
-from components.runtime.tracking import TrackingUnreachable
-from dinov2_core.config.backbone import Backbone, Dimensions
-from dinov2_core.release import Format, Released, write_release
+from components.runtime.registry import download_teacher
+from components.runtime.retry import QUICK, retrying_with
+from dinov2_core.config.backbone import TeacherConfig
+from dinov2_core.weights.export import Format, write_export
+from dinov2_core.weights.reading import read_state_dict
 from pipelines.model.embed import chosen_tracking_uri
 
 
@@ -22,40 +20,25 @@ def export_teacher(model_uri: str, *, target: Format, directory: Path, tracking_
         model_uri: Such as `models:/NAME@champion`.
         target: Program that shall load it.
         directory: Gets weights and configuration.
-        tracking_uri: Store or server; empty as for `embed_images`.
+        tracking_uri: Store or server; empty as for `chosen_tracking_uri`.
 
     Returns:
         What was checked, in a sentence.
 
     Raises:
-        ValueError: There is no such model or tracking server, or the copy differs.
+        UserError: There is no such model or store.
+        TransientError: The store does not answer.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            files = fetch_teacher(
+        with retrying_with(QUICK):
+            files = download_teacher(
                 model_uri,
                 tracking_uri=chosen_tracking_uri(tracking_uri),
                 directory=Path(scratch),
             )
-        except TrackingUnreachable as error:
-            raise ValueError(str(error)) from error
-        released = _released(files.weights, config=files.config)
-        return write_release(released, target=target, directory=directory)
-
-
-def _released(weights: Path, *, config: Path) -> Released:
-    """A teacher from the two files that were registered."""
-    described = json.loads(config.read_text(encoding="utf-8"))
-    architecture, preprocessing = described["architecture"], described["preprocessing"]
-    size = architecture.pop("image_size_pixels")
-    dimensions = {name: architecture.pop(name) for name in Dimensions.model_fields}
-    backbone = Backbone.model_validate_json(
-        json.dumps({"architecture": dimensions, **architecture})
-    )
-    return Released(
-        backbone=backbone,
-        weights=load_file(weights),
-        image_size_pixels=size,
-        mean=tuple(preprocessing["mean"]),
-        standard_deviation=tuple(preprocessing["standard_deviation"]),
-    )
+        teacher = TeacherConfig.of_registered(
+            files.config.read_bytes(), source=f"the configuration of {model_uri}"
+        )
+        return write_export(
+            teacher, read_state_dict(files.weights).tensors, target=target, directory=directory
+        )

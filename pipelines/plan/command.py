@@ -14,7 +14,7 @@ from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
 CLUSTER = "cluster"
 
 
-def add_plan_command(commands: Any) -> None:
+def add_commands(commands: Any) -> None:
     """Add plan to the commands of `dinopipe`."""
     plan = commands.add_parser(
         "plan",
@@ -27,7 +27,9 @@ def add_plan_command(commands: Any) -> None:
         default="a100-80",
         help="a100-80, h100, h200, cpu or FILE[:NAME] (%(default)s)",
     )
-    plan.add_argument("--price-per-gpu-hour", type=float, default=0.0, metavar="PRICE")
+    plan.add_argument(
+        "--price-per-gpu-hour", type=float, default=0.0, metavar="PRICE", help="in any currency"
+    )
     plan.add_argument("--no-scaling", action="store_true", help="leave 8 to 1,024 ranks out")
     plan.add_argument("--json", action="store_true", help="print the numbers as JSON only")
     plan.add_argument("-o", "--output", type=Path, help="directory to write what is deployed to")

@@ -141,13 +141,9 @@ def count_parameters(learning: TrainingConfig) -> dict[str, int]:
 
 def tokens_per_image(learning: TrainingConfig) -> int:
     """Tokens that backbones see of an image: the student of all crops, the teacher of two."""
-    crops, backbone = learning.crops, learning.backbone
-
-    def tokens(size: int) -> int:
-        return 1 + backbone.num_register_tokens + (size // backbone.patch_size_pixels) ** 2
-
-    large = tokens(crops.global_crop_size_pixels)
-    return 4 * large + crops.num_local_crops * tokens(crops.local_crop_size_pixels)
+    crops, num_tokens = learning.crops, learning.backbone.num_tokens
+    large = num_tokens(crops.global_crop_size_pixels)
+    return 4 * large + crops.num_local_crops * num_tokens(crops.local_crop_size_pixels)
 
 
 def scaling(stage: TrainStage, hardware: Hardware) -> tuple[ScalingRow, ...]:

@@ -63,7 +63,7 @@ def _ranks_of(phase: RanksPhase, spec: PipelineSpec, target: Target) -> RanksJob
             settings=spec.curate, sets=(), context=context, directory=directory, mlflow_run_id=""
         )
     return Job(
-        phase=phase,
+        stage_name=phase,
         stage=spec.pretrain_stage if phase == "pretrain" else spec.finetune_stage,
         context=context,
         directory=directory,

@@ -1,4 +1,4 @@
-"""Settings of placement: resources of each stage, launcher, deadlines and retries."""
+"""Settings of placement: resources of a task, launcher, deadlines and retries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from k8s.values import Quantity
 
 
 class Resources(PodResources):
-    """What a task, or each pod of its training, asks a cluster for; no effect on this machine."""
+    """What a task, or each pod of its training, requests; no effect on this machine."""
 
     cpu: Quantity = "2"
     """Processors, such as `4` or `500m`."""
@@ -22,55 +22,38 @@ class Resources(PodResources):
 
 
 FOLLOWER = Resources(cpu="500m", memory="2Gi")
-"""Of a step that follows a training on other pods."""
+"""Of a task that only waits for a training on other pods."""
 
 
 def without_gpus(resources: Resources) -> Resources:
-    """Of a step whose ranks on other pods have the accelerators, and that works itself as well."""
+    """Of a task whose ranks on other pods have the accelerators, and that works itself as well."""
     return resources.model_copy(update={"num_gpus": 0})
 
 
-class StageResources(Frozen):
-    """Resources of each stage."""
-
-    curate: Resources = Resources()
-    """Of the stage that curates. Where it embeds on pods of its own (a cluster launcher and
-    curate.embedding_topology), each of those gets the same, and the stage's pod, which looks for
-    copies afterwards, all but the accelerators."""
-    pretrain: Resources = Resources()
-    """Of the stage that pretrains; of each node, where it trains on several."""
-    finetune: Resources = Resources()
-    """Of the stage that trains at high resolution; of each node as well."""
-    evaluate: Resources = Resources()
-    """Of the stage that evaluates."""
-    registry: Resources = Resources()
-    """Of the stage that registers."""
-
-
 class Retries(Frozen):
-    """How often a step that failed is tried again; a training goes on from its checkpoint."""
+    """How often a failed task is retried; a training continues from its checkpoint."""
 
     count: int = Field(2, ge=0, le=20)
     """Attempts after the first."""
     backoff_seconds: int = Field(60, ge=1)
-    """Before the first of them."""
+    """Wait before the first retry."""
     factor: int = Field(2, ge=1, le=10)
-    """By which the wait grows; Argo takes whole numbers only."""
+    """Factor by which the wait grows; Argo accepts whole numbers only."""
 
 
 class Placement(PodPlacement):
-    """Where a cluster runs the pipeline; without effect on this machine."""
+    """Where a cluster runs the pipeline; no effect on this machine."""
 
     launcher: Launcher = Processes()
     """How the ranks of a training, or of curation's embedding, are started: as `processes` of the
     stage's own pod, or on pods of their own by a `trainjob` of Kubeflow Trainer v2."""
     deadlines: Deadlines = Deadlines()
-    """How long things may take."""
+    """Time limits of tasks, trainings and the pipeline."""
     retries: Retries = Retries()
-    """How often a step is tried again."""
+    """How often a failed task is retried."""
 
     @model_validator(mode="after")
-    def _launcher_places(self) -> Self:
+    def _launcher_has_settings(self) -> Self:
         if not isinstance(self.launcher, Processes):
             return self
         for name in ("topology", "rdma"):
@@ -82,7 +65,7 @@ class Placement(PodPlacement):
         return self
 
     @model_validator(mode="after")
-    def _suspension_holds(self) -> Self:
+    def _suspension_lasts(self) -> Self:
         is_queued = self.queue is not None and not isinstance(self.launcher, Processes)
         if is_queued and getattr(self.launcher, "on_stop", "") == "suspend":
             raise ValueError(

@@ -1,29 +1,31 @@
-"""What is wrong with a spec, said so that a person can put it right."""
+"""What is wrong with a spec: path, value and remedy of every mistake."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+from dinov2_core.errors import SettingsError
 
 PASSWORD = re.compile(r"//[^/@\s]*@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """One thing that is wrong."""
+    """One mistake in a spec."""
 
     path: str
     """Dotted path in the spec; empty for the whole file."""
     value: object
-    """What stands there; None if nothing does."""
+    """What the file has there; None if nothing, or if it must not be shown."""
     message: str
-    """What would be right."""
+    """What is wrong with it and what would be right."""
 
     def __str__(self) -> str:
         where = self.path or "spec"
@@ -34,7 +36,7 @@ class Problem:
         return f"{where}: {shown} {self.message}"
 
 
-class SpecError(ValueError):
+class SpecError(SettingsError):
     """A spec that cannot be used; lists every problem."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
@@ -42,13 +44,28 @@ class SpecError(ValueError):
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
+class FoundProblems(ValueError):
+    """Carries problems out of a validator of pydantic, which takes no other exceptions."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = tuple(problems)
+
+
 def problems_of(error: ValidationError, *, model: type[BaseModel], values: object) -> list[Problem]:
-    """Every problem of a failed validation, each once, with the branch of a union left out."""
+    """Every problem of a failed validation, each once, by its path in the file.
+
+    Args:
+        error: Of the validation.
+        model: What was validated; its keys are proposed where an unknown one is close.
+        values: What the file has.
+    """
     found: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
         inner = detail.get("ctx", {}).get("error")
-        if isinstance(inner, SpecError):
-            found.update({problem.path: problem for problem in inner.problems})
+        if isinstance(inner, FoundProblems):
+            written = [_as_written(problem, values) for problem in inner.problems]
+            found.update({problem.path: problem for problem in written})
             continue
         path = _path_within(detail["loc"], values)
         problem = Problem(
@@ -60,6 +77,15 @@ def problems_of(error: ValidationError, *, model: type[BaseModel], values: objec
             continue
         found[problem.path] = problem
     return list(found.values())
+
+
+def _as_written(problem: Problem, values: object) -> Problem:
+    """The problem of a check across sections, under the old name of a key if the file has that."""
+    images = values.get("images") if isinstance(values, dict) else None
+    if not isinstance(images, dict) or "planted" not in images:
+        return problem
+    path = problem.path.replace("images.synthetic_defects", "images.planted")
+    return replace(problem, path=path)
 
 
 def _path_within(loc: Sequence[int | str], values: object) -> list[str]:

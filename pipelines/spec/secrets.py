@@ -1,8 +1,10 @@
-"""Passwords and keys that do not belong into a spec, because compiled pipelines show them."""
+"""Passwords and keys that must not be in a spec, because compiled pipelines show them."""
 
 from __future__ import annotations
 
 import re
+
+from pipelines.spec.problems import Problem
 
 PATTERNS = (
     (re.compile(r"https?://[^/@\s]+@|//[^/@\s]*:[^/@\s]*@"), "a password or token"),
@@ -25,23 +27,23 @@ ADVICE = (
 )
 
 
-def secret_places(values: object, path: str = "") -> list[tuple[str, str]]:
-    """Where a tree of settings holds what looks like a secret.
+def find_secrets(values: object, path: str = "") -> list[Problem]:
+    """Find what looks like a secret in a tree of settings.
 
     Args:
         values: Nested dicts and lists of plain values.
         path: Dotted path of `values` itself.
 
     Returns:
-        Dotted path and what is wrong there, without the secret.
+        One problem for each, without the secret.
     """
     if isinstance(values, dict):
         parts = [(f"{path}.{key}".lstrip("."), value) for key, value in values.items()]
     elif isinstance(values, list | tuple):
         parts = [(f"{path}.{number}".lstrip("."), value) for number, value in enumerate(values)]
     elif isinstance(values, str):
-        kinds = [kind for pattern, kind in PATTERNS if pattern.search(values)]
-        return [(path, f"holds {kinds[0]}; {ADVICE}")] if kinds else []
+        kind = next((kind for pattern, kind in PATTERNS if pattern.search(values)), "")
+        return [Problem(path=path, value=None, message=f"holds {kind}; {ADVICE}")] if kind else []
     else:
         return []
-    return [found for place, value in parts for found in secret_places(value, place)]
+    return [found for key, value in parts for found in find_secrets(value, key)]

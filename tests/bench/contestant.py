@@ -9,6 +9,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,12 +17,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinov2_core.data.crops import CropRecipe
 from dinov2_core.data.loader import PretrainLoader
-from dinov2_core.data.masking import MaskRecipe
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.distributed.mesh import process_group
 from dinov2_core.planning.cost_tracker import CostTracker
+from dinov2_core.training.batches import mask_recipe
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.schedules import schedule_at
 from tests.bench.naive import NaiveTrainer
@@ -77,8 +77,12 @@ def product(shards: Path) -> Iterator[Phases]:
         )
         with run._loader(reader, num_threads=1) as loader:
             while True:
-                report, _ = run._step(loader, should_stop=lambda: False)
+                started = time.perf_counter()
+                taken = run._step(loader, should_stop=lambda: False)
                 run.num_steps_done += 1
+                report, _ = run._report(
+                    deque([taken]), loader=loader, started=started, must_stop=False
+                )
                 yield {"total": report.seconds, **report.phase_seconds}
 
 
@@ -86,13 +90,12 @@ def naive(shards: Path) -> Iterator[Phases]:
     """Steps of the naive trainer on batches of the same loader."""
     config = training_config()
     trainer = NaiveTrainer(config)
-    side = config.crops.global_crop_size_pixels // config.backbone.patch_size_pixels
     with (
         ShardReader(shards) as reader,
         PretrainLoader(
             reader,
-            crops=CropRecipe(**config.crops.model_dump()),
-            masks=MaskRecipe(grid_height=side, grid_width=side, probability=0.5, ratio=(0.1, 0.5)),
+            crops=config.crops,
+            masks=mask_recipe(config),
             seed=config.seed,
             global_batch_size=config.optimization.global_batch_size,
             rank=0,

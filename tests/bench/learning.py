@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 import pipelines
+from components.runtime.image_sources.labelled import read_labelled_pair
 from components.runtime.processes import COMPUTING
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.shards import ShardWriter
 from dinov2_core.distributed.mesh import process_group
 from dinov2_core.evaluation.knn import knn_accuracies
-from dinov2_core.evaluation.labelled_set import LabelledSet, read_labelled_pair
+from dinov2_core.evaluation.labelled_set import LabelledSet
 from dinov2_core.evaluation.preprocessing import Preprocessing, preprocessed_batches
 from dinov2_core.training.loop import TrainingRun
 from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
@@ -49,8 +50,8 @@ class Question:
     def of(cls, learning: TrainingConfig) -> Question:
         """The demo's images, every second of the train images labelled."""
         pair = read_labelled_pair(
-            train=FOLDER / "demo" / "fashion_mnist_train.parquet",
-            test=FOLDER / "demo" / "fashion_mnist_test.parquet",
+            train=f"{FOLDER}/demo/fashion_mnist_train.parquet",
+            test=f"{FOLDER}/demo/fashion_mnist_test.parquet",
         )
         crops = learning.crops
         step = len(pair.train) // NUM_LABELLED
@@ -169,8 +170,8 @@ def learn(spec: PipelineSpec, *, question: Question) -> dict[int, float]:
 def write_shards(directory: Path) -> None:
     """All images of the demo's train set, unlabelled."""
     images = read_labelled_pair(
-        train=FOLDER / "demo" / "fashion_mnist_train.parquet",
-        test=FOLDER / "demo" / "fashion_mnist_test.parquet",
+        train=f"{FOLDER}/demo/fashion_mnist_train.parquet",
+        test=f"{FOLDER}/demo/fashion_mnist_test.parquet",
     ).train.images
     with ShardWriter(directory, target_size_bytes=1 << 22) as writer:
         for image in images:

@@ -11,6 +11,12 @@ from tests.s3_server import s3_server
 REPOSITORY = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def short_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services that stay away are given up after a second, in processes that tests start too."""
+    monkeypatch.setenv("DINOPIPE_RETRY_SECONDS", "1")
+
+
 @pytest.fixture(scope="session")
 def photographs() -> list[bytes]:
     """Real images: PNG files of product photographs."""
@@ -19,8 +25,14 @@ def photographs() -> list[bytes]:
     return images
 
 
+@pytest.fixture(scope="session")
+def shared_workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One MLflow store for all tests that do not mind others: making a new one takes seconds."""
+    return tmp_path_factory.mktemp("work")
+
+
 @pytest.fixture
 def s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
-    """An S3 server on loopback with the bucket `pile`, and a spool; gives its address."""
-    with s3_server(monkeypatch, spool=tmp_path / "spool") as endpoint:
+    """An S3 server on loopback with the bucket `pile`, and a cache; gives its address."""
+    with s3_server(monkeypatch, cache_directory=tmp_path / "cache") as endpoint:
         yield endpoint

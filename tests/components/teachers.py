@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from components.runtime.manifests import CheckpointManifest, DatasetManifest, TeacherConfig
-from dinov2_core.config.backbone import Backbone, Dimensions
+from components.runtime.manifests import CheckpointManifest, DatasetManifest
+from dinov2_core.config.backbone import Backbone, Dimensions, TeacherConfig
 from dinov2_core.config.objectives import Head
 from dinov2_core.data.shards import ShardWriter
 from dinov2_core.models import build_backbone, build_head

@@ -36,6 +36,7 @@ def test_exit_codes_follow_from_the_class() -> None:
     assert exit_code_of(errors.TrackingUnavailable("x")) == ExitCode.FAILED == 1
     assert exit_code_of(errors.Stopped("x")) == ExitCode.STOPPED == 75
     assert exit_code_of(KeyboardInterrupt()) == ExitCode.INTERRUPTED == 130
+    assert exit_code_of(errors.Terminated()) == ExitCode.TERMINATED == 143
     assert exit_code_of(ZeroDivisionError()) == ExitCode.FAILED
 
 

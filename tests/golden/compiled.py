@@ -18,7 +18,10 @@ VOLUME = Volume(claim="dinopipe-work", mount_path="/mnt/dinopipe")
 def portable_spec(folder: Path) -> Path:
     """The demo's spec on places that are the same on every machine."""
     values = demo_values()
-    values["images"] = {"uri": "s3://bucket/pile", "planted": values["images"]["planted"]}
+    values["images"] = {
+        "uri": "s3://bucket/pile",
+        "synthetic_defects": values["images"]["synthetic_defects"],
+    }
     values["evaluation_sets"][0].update(train="s3://bucket/train", test="s3://bucket/test")
     return write_spec(values, folder / "spec.yaml")
 

@@ -105,7 +105,7 @@ def embedding(pods: TrainingPods) -> Training:
         directory="/mnt/dinopipe/stages/curate/0123456789abcdef",
         mlflow_run_id="c0ffee",
         settings=CurateSettings(embedding=network, embedding_topology=topology),
-        sets=(ImageSet(role="pile", places=("s3://bucket/pile",), num_files=1_000_000),),
+        sets=(ImageSet(role="source", uris=("s3://bucket/pile",), num_files=1_000_000),),
     )
     asked = training_of(job, pods=pods, owner=OWNER)
     variables = {name: asked.environment[name] for name in asked.environment if name[:3] != "AWS"}

@@ -19,9 +19,11 @@ from torch import Tensor
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.losses.centering import CenteredTargets
+from dinov2_core.training.accumulation import accumulate_gradients
+from dinov2_core.training.objective import Losses
 from dinov2_core.training.parameter_groups import apply_schedule, parameter_groups
 from dinov2_core.training.schedules import StepSchedule, schedule_at
-from dinov2_core.training.student_teacher import Losses, StudentTeacher
+from dinov2_core.training.student_teacher import StudentTeacher
 
 CHUNKED_BLOCK = re.compile(r"blocks\.\d+\.(\d+)\.")
 LONE_LAYER = re.compile(r"(_head\.mlp)\.(weight|bias)$")
@@ -186,10 +188,10 @@ def logged_losses(losses: Losses, *, config: TrainingConfig) -> dict[str, Tensor
     """The terms as the reference logs them: koleo alone with its weight, two of them halved."""
     dino_weight, ibot_weight = config.dino.weight or 1.0, config.ibot.weight or 1.0
     return {
-        "dino_local_crops_loss": losses.dino_local / dino_weight,
-        "dino_global_crops_loss": losses.dino_global / dino_weight,
-        "ibot_loss": losses.ibot / ibot_weight / 2,
-        "koleo_loss": losses.koleo / 2,
+        "dino_local_crops_loss": losses.terms["dino_local"] / dino_weight,
+        "dino_global_crops_loss": losses.terms["dino_global"] / dino_weight,
+        "ibot_loss": losses.terms["ibot"] / ibot_weight / 2,
+        "koleo_loss": losses.terms["koleo"] / 2,
     }
 
 
@@ -272,10 +274,11 @@ def replay(recording: dict[str, Any]) -> ReplayErrors:
         apply_schedule(optimizer, schedule=schedule)
         optimizer.zero_grad()
         torch.manual_seed(recorded["seed"])
-        step_losses = model(
-            pretrain_batch(recorded["data"]), teacher_temperature=schedule.teacher_temperature
+        step_losses = accumulate_gradients(
+            model,
+            [pretrain_batch(recorded["data"])],
+            teacher_temperature=schedule.teacher_temperature,
         )
-        step_losses.total.backward()
         own_losses = logged_losses(step_losses, config=config)
         losses += [relative_error(own_losses[n], x) for n, x in recorded["losses"].items()]
         grads += _gradient_errors(recorded["grads"] or {}, model=model)

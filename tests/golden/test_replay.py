@@ -11,9 +11,9 @@ import torch
 
 from dinov2_core.training.schedules import schedule_at
 from tests.golden.recorder import record
+from tests.golden.reference import FILE, NAMES, read_reference
 from tests.golden.replay import main, replay, schedule_error, training_config
 
-RECORDINGS = Path(__file__).parents[3] / "shared" / "golden"
 TOLERANCES = {
     "losses": 2e-6,
     "grad_norms": 5e-6,
@@ -27,29 +27,30 @@ def errors_beyond(errors: dict[str, float]) -> dict[str, float]:
     return {n: x for n, x in errors.items() if not x <= TOLERANCES[n]}
 
 
-@pytest.fixture(params=["centering_shared", "sinkhorn_separate"])
-def recording(request: pytest.FixtureRequest) -> Path:
-    path = RECORDINGS / f"{request.param}.pt"
-    if not path.exists():
-        pytest.skip(f"no recording at {path}; the reference's numbers are not part of the package")
-    return path
+@pytest.mark.parametrize("name", NAMES)
+def test_replay_reproduces_the_reference(name: str) -> None:
+    assert not errors_beyond(asdict(replay(read_reference(name))))
 
 
-def test_replay_reproduces_the_reference(
-    recording: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(recording)]) == 0
+def test_the_command_prints_every_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(read_reference(NAMES[0]), tmp_path / "recording.pt")
+    assert main([str(tmp_path / "recording.pt")]) == 0
     errors = json.loads(capsys.readouterr().out)
     assert errors.keys() == TOLERANCES.keys()
     assert not errors_beyond(errors)
 
 
-def test_schedules_are_the_recorded_ones(recording: Path) -> None:
-    content = torch.load(recording, weights_only=True)
+@pytest.mark.parametrize("name", NAMES)
+def test_schedules_are_the_recorded_ones(name: str) -> None:
+    content = read_reference(name)
     config = training_config(content)
     for step, recorded in enumerate(content["steps"]):
         error = schedule_error(recorded["schedule"], schedule_at(step, config=config))
         assert error <= 1e-12, step
+
+
+def test_the_reference_s_numbers_are_small_enough_to_be_kept_here() -> None:
+    assert FILE.stat().st_size <= 3_000_000
 
 
 @pytest.mark.parametrize(

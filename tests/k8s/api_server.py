@@ -176,6 +176,10 @@ class ApiServer:
 
     def _of_core(self, query: dict[str, str], kind: str, pod: str | None) -> object:
         if pod is not None:
+            if "pods/log" in self.forbidden:
+                raise Refused(
+                    403, "Forbidden", 'pods/log is forbidden: cannot get resource "pods/log"'
+                )
             if pod not in self.logs:
                 raise Refused(400, "BadRequest", f'container in pod "{pod}" is waiting to start')
             return "".join(f"{line}\n" for line in self.logs[pod][-int(query["tailLines"]) :])

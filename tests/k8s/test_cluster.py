@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from k8s.cluster import AlreadyExists, Cluster, ClusterRefused, ClusterUnreachable
+from dinov2_core.errors import ClusterRefused, ClusterUnavailable
+from k8s.cluster import AlreadyExists, Cluster
 from k8s.job_kind import JobKind
 from k8s.trainjob import TRAIN_JOBS
 from tests.golden.manifests import manifests, read
@@ -47,7 +48,7 @@ def test_a_variable_that_trainer_sets_itself_is_refused(server: ApiServer) -> No
         server.cluster().create(TRAIN_JOBS, manifest)
 
 
-def test_a_taken_name_is_told_apart(server: ApiServer) -> None:
+def test_a_taken_name_is_an_error_of_its_own(server: ApiServer) -> None:
     cluster = server.cluster()
     cluster.create(TRAIN_JOBS, read("trainjob_bare"))
     with pytest.raises(AlreadyExists):
@@ -85,7 +86,7 @@ def test_a_missing_operator_is_not_a_missing_job(server: ApiServer) -> None:
         server.cluster().get(kind, NAME)
 
 
-def test_a_missing_namespace_is_told(server: ApiServer) -> None:
+def test_a_missing_namespace_is_refused(server: ApiServer) -> None:
     cluster = Cluster(api=server.cluster().api, namespace="absent")
     with pytest.raises(ClusterRefused, match='"absent" not found; check placement.namespace'):
         cluster.create(TRAIN_JOBS, read("trainjob_bare"))
@@ -107,18 +108,18 @@ def test_the_pause_that_a_server_asks_for_is_kept(server: ApiServer) -> None:
 
 def test_a_server_that_stays_away_is_given_up(server: ApiServer) -> None:
     server.faults.extend([(500, {})] * 5)
-    with pytest.raises(ClusterUnreachable, match=r"cannot get trainjobs .* \(500: not now\)"):
+    with pytest.raises(ClusterUnavailable, match=r"cannot get trainjobs .* \(500: not now\)"):
         server.cluster().get(TRAIN_JOBS, NAME)
     assert len(server.made("FAULT")) == 5
 
 
 def test_silence_has_an_end(server: ApiServer) -> None:
     server.silent_seconds = 0.3
-    with pytest.raises(ClusterUnreachable, match="ReadTimeoutError"):
+    with pytest.raises(ClusterUnavailable, match="ReadTimeoutError"):
         server.cluster(timeout_seconds=0.05).get(TRAIN_JOBS, NAME)
 
 
-def test_a_wrong_token_and_a_missing_right_are_told_at_once(server: ApiServer) -> None:
+def test_a_wrong_token_and_a_missing_right_are_refused_at_once(server: ApiServer) -> None:
     with pytest.raises(ClusterRefused, match="in namespace team: Unauthorized; give the step's"):
         server.cluster(token="old").get(TRAIN_JOBS, NAME)
     server.forbidden.add("POST")
@@ -165,6 +166,16 @@ def test_a_log_has_its_last_lines_and_is_empty_before_the_start(server: ApiServe
     assert cluster.log_lines("p", container="node", last=2) == ["2 b", "3 c"]
 
 
+def test_a_log_that_must_not_be_read_is_refused(server: ApiServer) -> None:
+    server.logs["p"] = ["1 a"]
+    server.forbidden.add("pods/log")
+    with pytest.raises(
+        ClusterRefused, match="cannot read the log of p .* launcher's Role"
+    ) as refused:
+        server.cluster().log_lines("p", container="node", last=2)
+    assert refused.value.status == 403
+
+
 def test_events_of_several_objects_are_in_order(server: ApiServer) -> None:
     server.events += [
         {"involvedObject": {"name": name}, "reason": reason, "lastTimestamp": time_}
@@ -179,7 +190,7 @@ def test_without_pod_and_kubeconfig_there_is_no_cluster(
     monkeypatch.setattr(
         "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "no")
     )
-    with pytest.raises(ClusterRefused, match="no cluster to talk to .*; run this in a pod"):
+    with pytest.raises(ClusterRefused, match="no cluster .*; run this in a pod"):
         Cluster.connected("team")
 
 

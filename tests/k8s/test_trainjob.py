@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from components.ranks.torchrun_entry import USER_ERROR
+from dinov2_core.errors import ExitCode
 from k8s.launchers import RUNTIME
 from k8s.rules import problems
 from k8s.trainjob import CONTAINER, TRAIN_JOBS
@@ -85,7 +85,7 @@ def test_our_runtime_ends_a_job_at_the_agent_s_code_for_wrong_input() -> None:
     (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
     rules = job["template"]["spec"]["podFailurePolicy"]["rules"]
     (ending,) = [rule["onExitCodes"] for rule in rules if rule["action"] == "FailJob"]
-    assert (ending["containerName"], ending["values"]) == (CONTAINER, [USER_ERROR])
+    assert (ending["containerName"], ending["values"]) == (CONTAINER, [ExitCode.POD_USER_ERROR])
 
 
 def test_the_launcher_s_role_holds_what_its_client_asks_for() -> None:

@@ -193,5 +193,5 @@ def interrupted(command: list[str], *, end: signal.Signals) -> str:
         if "training · step" in line and not any("training · step" in before for before in said):
             process.send_signal(end)
         said.append(line)
-    assert process.wait() == 130, "".join(said)
+    assert process.wait() == {signal.SIGINT: 130, signal.SIGTERM: 143}[end], "".join(said)
     return "".join(said)

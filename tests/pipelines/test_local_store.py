@@ -48,7 +48,7 @@ class Store:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     spool = tmp_path_factory.mktemp("node") / "spool"
-    with pytest.MonkeyPatch.context() as patch, s3_server(patch, spool=spool):
+    with pytest.MonkeyPatch.context() as patch, s3_server(patch, cache_directory=spool):
         yield Store(spool)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines.__main__ import _parser
+from pipelines.__main__ import command_parser
 from pipelines.spec.pipeline_spec import load_spec
 from tests.pipelines.specs import REPOSITORY, small_values, write_spec
 
@@ -33,7 +33,7 @@ def test_there_are_commands() -> None:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_are_taken(line: str) -> None:
     _, *arguments = shlex.split(line, comments=True)
-    assert callable(_parser().parse_args(arguments).command)
+    assert callable(command_parser().parse_args(arguments).command)
 
 
 def test_the_way_to_a_schedule_has_at_most_eight_commands() -> None:

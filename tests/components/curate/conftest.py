@@ -12,7 +12,7 @@ import pytest
 
 from components.curate.config import CurateSettings
 from components.curate.job import EmbeddingJob, ImageSet
-from components.curate.pile import StoredImages
+from components.curate.stored_images import StoredImages
 from components.ranks.config import Topology
 from components.runtime.context import RunContext
 from tests.components.train.conftest import store
@@ -36,7 +36,7 @@ def job_on(tmp_path: Path, photographs: list[bytes]) -> JobOn:
 
     def job_on(num_files: int, *, num_ranks: int = 2) -> EmbeddingJob:
         contents = [photographs[number % len(photographs)] for number in range(num_files)]
-        table = tmp_path / "pile.parquet"
+        table = tmp_path / "images.parquet"
         parquet.write_table(pa.table({"image": contents}), table)
         topology = Topology(processes_per_node=num_ranks, threads_per_process=1, loader_threads=1)
         return EmbeddingJob(
@@ -45,8 +45,8 @@ def job_on(tmp_path: Path, photographs: list[bytes]) -> JobOn:
             mlflow_run_id="",
             settings=CurateSettings(embedding_topology=topology),
             sets=(
-                ImageSet(role="pile", places=(str(table),), num_files=num_files),
-                ImageSet(role="evaluation", places=(), num_files=len(StoredImages(()))),
+                ImageSet(role="source", uris=(str(table),), num_files=num_files),
+                ImageSet(role="evaluation", uris=(), num_files=len(StoredImages(()))),
             ),
         )
 

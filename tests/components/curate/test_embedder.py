@@ -14,6 +14,7 @@ from components.curate.config import (
     TorchScriptEmbedding,
 )
 from components.curate.embedder import check_gpus, embedder_of
+from dinov2_core.errors import SettingsError
 
 
 def test_every_kind_embeds(tmp_path: Path) -> None:
@@ -29,7 +30,8 @@ def test_every_kind_embeds(tmp_path: Path) -> None:
     ]
     image = Image.new("RGB", (20, 20), (200, 10, 90))
     for embedding in embeddings:
-        (vector,) = embedder_of(embedding).embed([image])
+        embedder = embedder_of(embedding)
+        (vector,) = embedder.embed([embedder.prepare(image)])
         assert vector @ vector == pytest.approx(1, abs=1e-5)
 
 
@@ -37,7 +39,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     network = TorchScriptEmbedding(path="net.pt")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(
-        ValueError, match=r"embedding_topology\.processes_per_node 3 is more than the 2 GPUs"
+        SettingsError, match=r"embedding_topology\.processes_per_node 3 is more than the 2 GPUs"
     ):
         check_gpus(network, num_processes=3)
     check_gpus(network, num_processes=2)

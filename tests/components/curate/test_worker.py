@@ -15,13 +15,12 @@ import psutil
 import pytest
 
 from components.curate.job import EmbeddingJob
-from components.ranks.exit_status import Preempted
-from components.ranks.job import WRONG_INPUT, first_failure
+from components.ranks.job import first_failure
 from components.ranks.local_launcher import run_ranks
 from components.runtime.processes import exclusive_directory
 from components.runtime.progress import Progress
-from components.runtime.stage import StageFailed
-from dinov2_core.curation.looking import BLOCK_FILES
+from dinov2_core.curation.scanning import BLOCK_FILES
+from dinov2_core.errors import ExitCode, StageFailed, Stopped
 
 JobOn = Callable[..., EmbeddingJob]
 
@@ -32,8 +31,8 @@ def ranks() -> list[psutil.Process]:
 
 
 @contextmanager
-def once_a_block_is_there(job: EmbeddingJob, act: Callable[[], None]) -> Iterator[None]:
-    """Do something from another thread as soon as the ranks have left something."""
+def once_a_block_is_saved(job: EmbeddingJob, act: Callable[[], None]) -> Iterator[None]:
+    """Do something from another thread as soon as the ranks have saved a block."""
 
     def watch() -> None:
         while not job.finished_blocks() and not gone.wait(0.01):
@@ -60,7 +59,7 @@ def times(job: EmbeddingJob) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in blocks if path.exists()}
 
 
-def test_killed_ranks_go_on_with_the_blocks_that_are_not_there(job_on: JobOn) -> None:
+def test_killed_ranks_go_on_with_the_blocks_that_are_not_saved(job_on: JobOn) -> None:
     job = job_on(16 * BLOCK_FILES)
 
     def kill() -> None:
@@ -68,7 +67,7 @@ def test_killed_ranks_go_on_with_the_blocks_that_are_not_there(job_on: JobOn) ->
             rank.kill()
 
     with (
-        once_a_block_is_there(job, kill),
+        once_a_block_is_saved(job, kill),
         pytest.raises(
             StageFailed, match="was killed .* start again to continue from what they saved"
         ),
@@ -88,22 +87,25 @@ def test_killed_ranks_go_on_with_the_blocks_that_are_not_there(job_on: JobOn) ->
 def test_stopped_ranks_finish_their_block(job_on: JobOn) -> None:
     job = job_on(16 * BLOCK_FILES, num_ranks=1)
     with (
-        once_a_block_is_there(job, lambda: os.kill(os.getpid(), signal.SIGTERM)),
-        pytest.raises(Preempted, match=r"^stopped after \d+ of 16 blocks of images; start again"),
+        once_a_block_is_saved(job, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        pytest.raises(Stopped, match=r"^stopped after \d+ of 16 blocks of images; start again"),
     ):
         run(job)
     assert 0 < len(job.finished_blocks()) < 16
 
 
-def test_a_pile_that_changed_is_told(job_on: JobOn) -> None:
+def test_sources_that_changed_are_refused(job_on: JobOn) -> None:
     job = job_on(3)
     more = job.sets[0].model_copy(update={"num_files": 4})
     job = job.model_copy(update={"sets": (more,)})
     job.write()
     rank = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
     command = [sys.executable, "-m", job.worker, job.uri]
-    assert subprocess.run(command, env=os.environ | rank, check=False).returncode == WRONG_INPUT
+    assert (
+        subprocess.run(command, env=os.environ | rank, check=False).returncode
+        == ExitCode.USER_ERROR
+    )
     failure = first_failure(job.directory)
     assert failure is not None
-    assert failure.can_be_fixed
-    assert "pile.parquet holds 3 files here, and held 4" in failure.message
+    assert failure.is_user_error
+    assert "images.parquet holds 3 files on this node, and held 4" in failure.message

@@ -14,23 +14,29 @@ from typing import Any
 import pytest
 
 from components.ranks.cluster_job import rendered, training_of
-from components.ranks.cluster_launcher import Patience, run_on_cluster
-from components.ranks.exit_status import Preempted
+from components.ranks.cluster_launcher import PollingPolicy, run_on_cluster
 from components.ranks.job import RESULT, write_failure
 from components.runtime.context import RunContext
 from components.runtime.progress import Reporter
-from components.runtime.stage import StageFailed
 from components.runtime.storage import delete
 from components.train.config import Topology, TrainStage
 from components.train.job import Job, Result, read_result, write_result
-from k8s.cluster import ClusterRefused
-from k8s.launchers import ClusterLaunch, PyTorchJob, TrainJob, launch_of
+from dinov2_core.errors import (
+    ClusterRefused,
+    ClusterUnavailable,
+    LeaseLost,
+    SettingsError,
+    StageFailed,
+    Stopped,
+    UserError,
+)
+from k8s.launchers import ClusterLaunch, TrainJob, launch_of
 from k8s.training import HASH_ANNOTATION, QUEUE_LABEL, Owner
 from tests.golden.manifests import BARE
 from tests.k8s.api_server import ApiServer, api_server
 
 Step = Callable[[dict[str, Any]], None]
-QUICK = Patience(shortest_pause=0.01, longest_pause=0.05, unreachable=0.2, deletion=3)
+QUICK = PollingPolicy(shortest_pause=0.01, longest_pause=0.05, unreachable=0.2, deletion=3)
 DONE = Result(
     is_finished=True, step=60, final_losses={}, images_per_second=1.0, teacher_sha256="0" * 64
 )
@@ -49,7 +55,7 @@ def job(stage: TrainStage, tmp_path: Path) -> Job:
     directory = tmp_path / "stage"
     context = RunContext(workdir=str(tmp_path), run_id="run-1", run_name="vits14")
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage.model_copy(update={"topology": Topology(num_nodes=2)}),
         context=context,
         directory=str(directory),
@@ -62,7 +68,7 @@ def follow(
     job: Job,
     server: ApiServer,
     *,
-    launcher: TrainJob | PyTorchJob = TRAIN_JOB,
+    launcher: TrainJob = TRAIN_JOB,
     owner: Owner = OWNER,
 ) -> Result | None:
     launch = launch_of(launcher, pods=BARE)
@@ -73,7 +79,7 @@ def follow(
         training=training_of(job, pods=BARE, owner=owner),
         cluster=server.cluster(),
         report=Reporter(None, stage="pretrain"),
-        patience=QUICK,
+        polling=QUICK,
     )
     return read_result(job)
 
@@ -111,7 +117,7 @@ def finishing(job: Job) -> Step:
     return apply
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
     prefix = "TrainJob vits14-"
     return [line.partition(": ")[2] for line in caplog.messages if line.startswith(prefix)]
 
@@ -128,7 +134,7 @@ def test_a_job_is_created_followed_and_deleted_when_done(
     made: list[dict[str, Any]] = []
     server.script[name_of(job)].appendleft(made.append)
     assert follow(job, server) == DONE
-    assert told(caplog) == ["created", "running", "complete (AllJobsCompleted)"]
+    assert messages(caplog) == ["created", "running", "complete (AllJobsCompleted)"]
     (manifest,) = made
     assert manifest["metadata"]["ownerReferences"][0]["uid"] == "u1"
     trainer = manifest["spec"]["trainer"]
@@ -161,7 +167,7 @@ def test_quota_running_and_restarting_are_told_apart(
     steps = [in_queue, in_queue, status(ready=2), status(), status(ready=2), finishing(job)]
     play(server, job, *steps)
     follow(job, server)
-    assert told(caplog) == [
+    assert messages(caplog) == [
         "created",
         "waiting for quota (Suspended: waits)",
         "running",
@@ -181,7 +187,7 @@ def test_a_retried_step_adopts_the_running_job(
     play(server, job, status(ready=2), status(ready=2), finishing(job))
     retried = job.model_copy(update={"mlflow_run_id": "m2"})
     assert follow(retried, server, owner=Owner(name="second", uid="u2")) == DONE
-    assert told(caplog)[0] == "adopted from an earlier attempt"
+    assert messages(caplog)[0] == "adopted from an earlier attempt"
     assert len(server.made("POST")) == 1
 
 
@@ -219,7 +225,7 @@ def test_a_failed_job_is_replaced_once_it_is_gone(
     play(server, job, status(("Failed", "ReachedMaxRestarts")))
     with pytest.raises(StageFailed, match=r"failed \(ReachedMaxRestarts\)"):
         follow(job, server)
-    write_failure(job.directory, rank=1, error=RuntimeError("old"), can_be_fixed=False)
+    write_failure(job.directory, rank=1, error=RuntimeError("old"))
     caplog.clear()
     original = server.answer
 
@@ -231,7 +237,7 @@ def test_a_failed_job_is_replaced_once_it_is_gone(
 
     server.answer = answer  # type: ignore[method-assign]
     assert follow(job, server) == DONE
-    assert told(caplog) == [
+    assert messages(caplog) == [
         "replacing one that failed, has other settings or lost its results",
         "waiting for an earlier one to be gone",
         "created",
@@ -260,7 +266,7 @@ def test_a_job_with_other_settings_is_replaced(server: ApiServer, job: Job) -> N
     assert digests[0] != digests[1]
 
 
-def test_a_job_that_does_not_go_is_told(server: ApiServer, job: Job) -> None:
+def test_a_job_that_does_not_go_is_reported(server: ApiServer, job: Job) -> None:
     play(server, job, finishing(job))
     follow(job, server, launcher=TrainJob(after_success="keep"))
     server.looks_until_gone = 1000
@@ -269,12 +275,12 @@ def test_a_job_that_does_not_go_is_told(server: ApiServer, job: Job) -> None:
         follow(other, server)
 
 
-def test_a_lost_job_is_told(server: ApiServer, job: Job) -> None:
+def test_a_lost_job_is_reported(server: ApiServer, job: Job) -> None:
     def lose(found: dict[str, Any]) -> None:
         server.jobs.pop(found["metadata"]["name"])
 
     play(server, job, status(ready=2), lose)
-    with pytest.raises(StageFailed, match="it was deleted, by a person or with its owner"):
+    with pytest.raises(StageFailed, match="it was deleted, by a user or with its owner"):
         follow(job, server)
     assert not server.made("DELETE")
 
@@ -306,7 +312,9 @@ def test_an_api_server_that_stays_away_leaves_the_job_running(server: ApiServer,
         server.faults.extend([(503, {})] * 1000)
 
     play(server, job, fall_over)
-    with pytest.raises(StageFailed, match=r"the API server does not answer \(503: not now\)"):
+    with pytest.raises(
+        ClusterUnavailable, match=r"the API server does not answer \(503: not now\)"
+    ):
         follow(job, server)
     assert server.jobs
     assert not server.made("DELETE")
@@ -328,7 +336,7 @@ def test_pods_that_outlive_their_job_are_waited_for(
     threading.Timer(0.3, server.pods[0]["status"].update, [{"phase": "Failed"}]).start()
     play(server, job, finishing(job))
     assert follow(job, server) == DONE
-    assert told(caplog)[:2] == ["waiting for pods of an earlier one to end", "created"]
+    assert messages(caplog)[:2] == ["waiting for pods of an earlier one to end", "created"]
 
 
 def test_a_failure_shows_the_last_lines_and_events(server: ApiServer, job: Job) -> None:
@@ -350,48 +358,46 @@ def test_a_failure_shows_the_last_lines_and_events(server: ApiServer, job: Job) 
     ]
 
 
-def test_wrong_input_is_told_in_the_rank_s_own_words(server: ApiServer, job: Job) -> None:
+def test_a_user_error_has_the_rank_s_own_message(server: ApiServer, job: Job) -> None:
     failed = status(("Failed", "FailJobSetFailurePolicyAction"))
 
     def fail(found: dict[str, Any]) -> None:
-        write_failure(
-            job.directory, rank=1, error=ValueError("choose a smaller batch"), can_be_fixed=True
-        )
+        write_failure(job.directory, rank=1, error=SettingsError("choose a smaller batch"))
         failed(found)
 
     play(server, job, fail)
-    with pytest.raises(StageFailed, match=r"^choose a smaller batch$"):
+    with pytest.raises(UserError, match=r"^choose a smaller batch$"):
         follow(job, server)
 
 
-def test_wrong_input_is_not_tried_again_by_kubeflow_s_retries(
+def test_a_user_error_is_not_retried_by_kubeflow(
     server: ApiServer, job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     play(server, job, status(("Failed", "FailJobSetFailurePolicyAction")))
     for attempt in ("0", "1", "2"):
         monkeypatch.setenv("KFP_RETRY_INDEX", attempt)
-        with pytest.raises(StageFailed, match=r"wrong input \(exit code 64\)"):
+        with pytest.raises(UserError, match=r"a user error \(exit code 64\)"):
             follow(job, server)
     assert len(server.made("POST")) == 1
     assert not server.made("DELETE")
 
 
-def test_wrong_input_without_words_is_told_as_such(server: ApiServer, job: Job) -> None:
+def test_a_user_error_without_a_message_is_still_one(server: ApiServer, job: Job) -> None:
     play(server, job, status(("Failed", "FailJobSetFailurePolicyAction")))
-    with pytest.raises(StageFailed, match=r"wrong input \(exit code 64\), which is not tried"):
+    with pytest.raises(UserError, match=r"a user error \(exit code 64\), which is not retried"):
         follow(job, server)
 
 
-def test_wrong_input_ends_a_job_whose_operator_would_try_again(server: ApiServer, job: Job) -> None:
-    running = status(("Running", "PyTorchJobRunning"))  # also while containers start again
+def test_a_user_error_ends_a_job_that_its_controller_restarts(server: ApiServer, job: Job) -> None:
+    running, restarting = status(ready=2), status()
 
     def restart(found: dict[str, Any]) -> None:
-        write_failure(job.directory, rank=0, error=ValueError("choose another"), can_be_fixed=True)
-        running(found)
+        write_failure(job.directory, rank=0, error=SettingsError("choose another"))
+        restarting(found)
 
-    play(server, job, running, restart, running, running, running)
-    with pytest.raises(StageFailed, match=r"^choose another$"):
-        follow(job, server, launcher=PyTorchJob())
+    play(server, job, running, restart, restarting, restarting)
+    with pytest.raises(UserError, match=r"^choose another$"):
+        follow(job, server)
     assert len(server.made("DELETE")) == 1
 
 
@@ -401,53 +407,79 @@ def test_a_job_is_done_but_its_files_say_otherwise(server: ApiServer, job: Job) 
         follow(job, server)
 
 
-@pytest.mark.parametrize("launcher", [TrainJob(), PyTorchJob()])
-def test_a_stopped_step_deletes_its_job(
-    server: ApiServer, job: Job, launcher: TrainJob | PyTorchJob
-) -> None:
+def test_a_stopped_step_deletes_its_job(server: ApiServer, job: Job) -> None:
     def stop(_: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     play(server, job, status(ready=2), stop)
-    with pytest.raises(Preempted, match="can go on from what it saved") as stopped:
-        follow(job, server, launcher=launcher)
-    assert stopped.value.code == 75
+    with pytest.raises(Stopped, match="can go on from what it saved"):
+        follow(job, server)
     assert len(server.made("DELETE")) == 1
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize("launcher", [TrainJob(on_stop="suspend"), PyTorchJob(on_stop="suspend")])
-def test_a_suspended_job_runs_again_for_the_next_attempt(
-    server: ApiServer, job: Job, launcher: TrainJob | PyTorchJob
+@pytest.mark.parametrize("is_adopted", [False, True])
+def test_a_step_that_lost_its_lease_ends_its_job_unless_another_step_adopted_it(
+    server: ApiServer, job: Job, is_adopted: bool
 ) -> None:
+    def interrupt(*_: object) -> None:
+        raise LeaseLost("taken over by run b")
+
+    def take_over(found: dict[str, Any]) -> None:
+        if is_adopted:
+            found["metadata"]["ownerReferences"] = [{"uid": "of another step"}]
+        os.kill(os.getpid(), signal.SIGUSR2)
+
+    before = signal.signal(signal.SIGUSR2, interrupt)
+    play(server, job, status(ready=2), take_over)
+    try:
+        with pytest.raises(LeaseLost):
+            follow(job, server)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert len(server.made("DELETE")) == (not is_adopted)
+
+
+def test_a_suspended_job_runs_again_for_the_next_attempt(server: ApiServer, job: Job) -> None:
+    launcher = TrainJob(on_stop="suspend")
+
     def stop(_: dict[str, Any]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def suspension() -> object:
+    def is_suspended() -> object:
         (found,) = server.jobs.values()
-        spec = found["spec"]
-        return spec.get("suspend", spec.get("runPolicy", {}).get("suspend"))
+        return found["spec"].get("suspend")
 
     play(server, job, stop)
-    with pytest.raises(Preempted):
+    with pytest.raises(Stopped):
         follow(job, server, launcher=launcher)
-    assert suspension() is True
-    seen: list[object] = []
-    play(server, job, lambda _: None, lambda _: seen.append(suspension()), finishing(job))
+    assert is_suspended() is True
+    states: list[object] = []
+    play(server, job, lambda _: None, lambda _: states.append(is_suspended()), finishing(job))
     assert follow(job, server, launcher=launcher) == DONE
-    assert seen == [False]
+    assert states == [False]
     assert len(server.made("POST")) == 1
 
 
-def test_a_job_that_the_cluster_does_not_take_is_told(server: ApiServer, job: Job) -> None:
+def test_a_job_that_the_cluster_does_not_take_is_refused(server: ApiServer, job: Job) -> None:
     server.forbidden.add("POST")
     with pytest.raises(ClusterRefused, match="give the step's service account the launcher's Role"):
         follow(job, server)
 
 
+def test_an_api_server_that_is_away_at_the_start_is_waited_for(server: ApiServer, job: Job) -> None:
+    server.faults.extend([(503, {})] * 12)
+    play(server, job, finishing(job))
+    assert follow(job, server) == DONE
+    assert len(server.made("FAULT")) == 12
+    assert len(server.made("POST")) == 1
+
+
 @pytest.mark.parametrize("policy", ["delete", "keep"])
-def test_a_failed_job_is_kept_or_deleted_as_told(server: ApiServer, job: Job, policy: Any) -> None:
+def test_a_failed_job_is_kept_or_deleted_by_policy(
+    server: ApiServer, job: Job, policy: Any
+) -> None:
     play(server, job, status(("Failed", "DeadlineExceeded")))
     with pytest.raises(StageFailed, match="DeadlineExceeded"):
         follow(job, server, launcher=TrainJob(after_failure=policy))

@@ -1,4 +1,4 @@
-"""rank: how a rank ends, and what it leaves for its launcher."""
+"""worker_main: how a rank ends, and what it leaves for its launcher."""
 
 from __future__ import annotations
 
@@ -17,22 +17,23 @@ from components.train.job import Job
 
 RANK = """
 import sys
-from components.ranks.worker_main import run_rank
-from components.runtime.storage import StoreUnreachable
+from components.ranks.worker_main import worker_process
 from components.train.job import Job
+from dinov2_core import errors
 
-def work(job, stop):
-    print("at work", flush=True)
-    {work}
+def main():
+    with worker_process(None, kind=Job) as (job, stop):
+        print("at work", flush=True)
+        {work}
 
-sys.exit(run_rank(None, kind=Job, work=work, wrong_input=(LookupError,)))
+sys.exit(main())
 """
 
 
 @pytest.fixture
 def job(stage: TrainStage, tmp_path: Path) -> Job:
     job = Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage,
         context=RunContext(workdir=str(tmp_path), run_name="test"),
         directory=str(tmp_path / "stage"),
@@ -54,29 +55,53 @@ def start(job: Job, work: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize(
-    ("work", "code", "message", "can_be_fixed"),
+    ("work", "code", "message", "is_user_error"),
     [
-        ("raise ValueError('a smaller batch')", 2, "a smaller batch", True),
-        ("raise KeyError('of ours')", 2, "'of ours'", True),
-        ("raise StoreUnreachable('later')", 1, "StoreUnreachable: later", False),
+        ("raise errors.SettingsError('a smaller batch')", 2, "a smaller batch", True),
+        ("raise errors.StoreUnavailable('later')", 1, "later", False),
+        ("raise ValueError('a shape')", 1, "ValueError: a shape", False),
         ("raise RuntimeError('broken')", 1, "RuntimeError: broken", False),
     ],
 )
 def test_a_failure_is_left_for_the_launcher(
-    job: Job, work: str, code: int, message: str, can_be_fixed: bool
+    job: Job, work: str, code: int, message: str, is_user_error: bool
 ) -> None:
     assert start(job, work).wait(timeout=60) == code
     failure = first_failure(job.directory)
     assert failure is not None
     assert (failure.rank, failure.message) == (3, message)
-    assert failure.can_be_fixed == can_be_fixed
+    assert failure.is_user_error == is_user_error
 
 
 def test_finished_and_stopped_are_told_apart(job: Job) -> None:
-    assert start(job, "return True").wait(timeout=60) == 0
-    waiting = start(job, "return not stop.wait(60)")
+    assert start(job, "return 0").wait(timeout=60) == 0
+    waiting = start(job, "return 75 if stop.wait(60) else 1")
     assert waiting.stdout is not None
     assert waiting.stdout.readline() == "at work\n"
     waiting.send_signal(signal.SIGTERM)
     assert waiting.wait(timeout=60) == 75
     assert first_failure(job.directory) is None
+
+
+@pytest.mark.parametrize("work", ["raise errors.SettingsError('a smaller batch')", "1 / 0"])
+def test_every_rank_logs_what_ended_it(job: Job, work: str) -> None:
+    ended = start(job, work)
+    _, log = ended.communicate(timeout=60)
+    expected = "[rank 3] a smaller batch" if "errors" in work else "ZeroDivisionError"
+    assert expected in log
+    assert ("Traceback" in log) == ("errors" not in work)
+
+
+def test_a_job_that_cannot_be_read_from_a_dead_store_may_be_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    code = RANK.format(work="return 0")
+    command = [sys.executable, "-c", code, "s3://bucket/stage/job.json"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "S3 is not reachable for s3://bucket/stage/job.json" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -11,6 +11,7 @@ from components.runtime.registry import (
     VALUE_TAG,
     RegisteredVersion,
 )
+from dinov2_core.errors import SettingsError
 
 METRIC = "set/knn_top1"
 SETS = "e" * 64
@@ -61,5 +62,5 @@ def test_other_evaluation_sets_are_not_compared() -> None:
 
 def test_without_a_gate_all_pass_and_a_wrong_metric_is_refused() -> None:
     assert decide(None, report=report(0.1), champion=champion(0.9)).is_champion
-    with pytest.raises(ValueError, match="set registry.gate.metric to one of"):
+    with pytest.raises(SettingsError, match="set registry.gate.metric to one of"):
         decide(Gate(metric="other"), report=report(0.1), champion=None)

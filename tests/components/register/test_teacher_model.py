@@ -1,41 +1,43 @@
-"""The registered teacher, loaded by a process that does not know this project."""
+"""The registered teacher: what it takes, and how a process without this project runs it."""
 
 from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from mlflow.models import ModelSignature
-from mlflow.tracking import MlflowClient
-from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.exceptions import MlflowException
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 
 import components.register.teacher_model as teacher_model
+from components.register.bundle import write_model_code
+from dinov2_core.errors import InputError
+from dinov2_core.evaluation.labelled_set import EncodedImage
 from dinov2_core.evaluation.preprocessing import (
-    EncodedImage,
     Preprocessing,
     decode,
     normalise,
     resize_and_crop,
 )
+from dinov2_core.models import build_backbone
 from dinov2_core.vit.transformer import VisionTransformer
+from tests.components.runtime.test_registry import registered
+from tests.components.teachers import BACKBONE, IMAGE_SIZE
 
-MODEL_FILE = Path(teacher_model.__file__)
 ARCHITECTURE: dict[str, Any] = {
     "embed_dim": 32,
     "depth": 2,
@@ -63,6 +65,7 @@ class Export:
     weights: Path
     config: Path
     backbone: VisionTransformer
+    preprocessing: Preprocessing
 
     def loaded(self) -> teacher_model.TeacherModel:
         model = teacher_model.TeacherModel()
@@ -84,7 +87,36 @@ def export(folder: Path, **changes: Any) -> Export:
     deviation = PREPROCESSING["standard_deviation"][: architecture["num_channels"]]
     preprocessing = {**PREPROCESSING, "mean": mean, "standard_deviation": deviation}
     config.write_text(json.dumps({"architecture": architecture, "preprocessing": preprocessing}))
-    return Export(weights=weights, config=config, backbone=backbone)
+    return Export(
+        weights=weights,
+        config=config,
+        backbone=backbone,
+        preprocessing=Preprocessing(
+            size_pixels=PREPROCESSING["size_pixels"],
+            mean=tuple(mean),
+            standard_deviation=tuple(deviation),
+        ),
+    )
+
+
+@torch.no_grad()
+def expected_of(exported: Export, images: Tensor) -> np.ndarray:
+    """What the core's own network gives: cls beside the mean of the patches."""
+    features = exported.backbone.features(images)
+    return torch.cat([features.cls, features.patches.mean(dim=1)], dim=1).numpy()
+
+
+def preprocessed(exported: Export, contents: list[bytes]) -> Tensor:
+    """As the evaluation prepares image files."""
+    preprocessing = exported.preprocessing
+    pixels = [
+        resize_and_crop(
+            decode(EncodedImage(name="x", content=content), num_channels=len(preprocessing.mean)),
+            preprocessing=preprocessing,
+        )
+        for content in contents
+    ]
+    return normalise(np.stack(pixels), preprocessing=preprocessing)
 
 
 def png(*, width: int, height: int, seed: int, mode: str = "RGB") -> bytes:
@@ -108,52 +140,13 @@ def teacher(exported: Export) -> teacher_model.TeacherModel:
     return exported.loaded()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"feed_forward": "swiglu", "num_register_tokens": 0},
-        {"position_offset": 0.1, "position_antialias": False},
-        {"num_channels": 1},
-    ],
-    ids=["registers", "swiglu", "offset", "grey"],
-)
-@pytest.mark.parametrize("side", [(28, 28), (14, 42)], ids=["learned grid", "other grid"])
-def test_cls_and_patches_equal_the_backbone(
-    tmp_path: Path, changes: dict[str, Any], side: tuple[int, int]
-) -> None:
-    exported = export(tmp_path, **changes)
-    channels = changes.get("num_channels", 3)
-    images = torch.randn(2, channels, *side, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        features = exported.backbone.features(images)
-    found = exported.loaded().predict(None, images.numpy(), {"output": "cls+patch_mean"})
-    expected = torch.cat([features.cls, features.patches.mean(dim=1)], dim=1).numpy()
-    np.testing.assert_allclose(found, expected, atol=2e-5)
-
-
 def test_preprocessing_is_that_of_the_evaluation(
-    teacher: teacher_model.TeacherModel, tmp_path: Path
+    exported: Export, teacher: teacher_model.TeacherModel
 ) -> None:
-    preprocessing = Preprocessing(
-        size_pixels=28,
-        mean=tuple(PREPROCESSING["mean"]),
-        standard_deviation=tuple(PREPROCESSING["standard_deviation"]),
-    )
-    pixels = [
-        resize_and_crop(
-            decode(EncodedImage(name="x", content=content), num_channels=3),
-            preprocessing=preprocessing,
-        )
-        for content in IMAGES
-    ]
-    images = normalise(np.stack(pixels), preprocessing=preprocessing).numpy()
-    np.testing.assert_allclose(
-        teacher.predict(None, IMAGES), teacher.predict(None, images), atol=1e-5
-    )
-    np.testing.assert_array_equal(
-        teacher.predict(None, IMAGES), teacher.predict(None, np.stack(pixels))
-    )
+    expected = expected_of(exported, preprocessed(exported, IMAGES))
+    found = teacher.predict(None, IMAGES, {"output": "cls+patch_mean"})
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(teacher.predict(None, IMAGES), expected[:, :32])
 
 
 def test_batches_do_not_change_the_embeddings(teacher: teacher_model.TeacherModel) -> None:
@@ -239,13 +232,26 @@ UNUSUAL = {
 }
 
 
+@pytest.fixture(scope="module")
+def grey_or_colour(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, teacher_model.TeacherModel]:
+    folders = {number: tmp_path_factory.mktemp(f"channels{number}") for number in (1, 3)}
+    return {number: export(path, num_channels=number).loaded() for number, path in folders.items()}
+
+
 @pytest.mark.parametrize("num_channels", [1, 3])
 @pytest.mark.parametrize("name", sorted(UNUSUAL))
-def test_unusual_images_are_decoded_as_in_training(name: str, num_channels: int) -> None:
+def test_unusual_images_are_decoded_as_in_training(
+    name: str, num_channels: int, grey_or_colour: dict[int, teacher_model.TeacherModel]
+) -> None:
     image = EncodedImage(name=name, content=UNUSUAL[name])
     expected = np.asarray(decode(image, num_channels=num_channels))
-    found = np.asarray(teacher_model._image(UNUSUAL[name], 0, num_channels))
-    np.testing.assert_array_equal(found, expected)
+    found = grey_or_colour[num_channels].predict(None, [UNUSUAL[name]])
+    wanted = grey_or_colour[num_channels].predict(
+        None, expected.reshape(1, *expected.shape[:2], num_channels)
+    )
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +262,7 @@ def test_unusual_images_are_decoded_as_in_training(name: str, num_channels: int)
         ("no/such/file.png", "item 1 .*neither a file that exists here nor base64"),
         ("x" * 5001, "item 1 .*neither a file"),
         (Path("no/such/file.png"), "item 1 .*No such file"),
-        (17, "item 1 .*type int is neither"),
+        (17, "item 1 .*type int is none of the known forms"),
         (np.zeros((8, 8, 3), np.float32), "item 1 .*not uint8"),
         (encoded(Image.fromarray(np.full((8, 8), np.nan, np.float32)), "TIFF"), "item 1 .*finite"),
     ],
@@ -294,63 +300,144 @@ def test_unknown_params_are_refused(
         teacher.predict(None, IMAGES, params)
 
 
-def test_config_and_weights_must_fit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 3}, r"lacks .* parameters: blocks\.2\.attn"),
+        ({"image_size_pixels": 35}, r"pos_embed has shape \[1, 17, 32\] .* but \[1, 26, 32\]"),
+        ({"num_heads": 5}, "embed_dim 32 is not divisible by num_heads 5"),
+        ({"num_channels": 1}, r"patch_embed\.proj\.weight has shape \[32, 3, 7, 7\]"),
+        ({"heads": 2}, "unexpected keyword argument 'heads'"),
+    ],
+)
+def test_config_and_weights_must_fit(tmp_path: Path, change: dict[str, int], message: str) -> None:
     exported = export(tmp_path)
     config = json.loads(exported.config.read_text())
-    config["architecture"]["depth"] = 3
-    config["architecture"]["image_size_pixels"] = 35
-    exported.config.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"missing \['blocks\.2.*pos_embed \[1, 17, 32\] instead"):
+    exported.config.write_text(
+        json.dumps(config | {"architecture": config["architecture"] | change})
+    )
+    with pytest.raises(InputError, match=message):
         exported.loaded()
+
+
+def test_a_config_without_a_section_or_with_another_size_is_refused(tmp_path: Path) -> None:
+    exported = export(tmp_path)
+    config = json.loads(exported.config.read_text())
     config["preprocessing"]["size_pixels"] = 30
     exported.config.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"size_pixels 30 .* multiple of 7"):
+    with pytest.raises(InputError, match=r"size_pixels 30 .* patch_size_pixels 7"):
         exported.loaded()
     del config["preprocessing"]
     exported.config.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"section preprocessing .* has None"):
-        exported.loaded()
-    config["architecture"]["heads"] = config["architecture"].pop("num_heads")
-    exported.config.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"section architecture .*'heads'"):
+    with pytest.raises(InputError, match="'preprocessing'"):
         exported.loaded()
 
+
+@pytest.mark.parametrize("variable", [*teacher_model.SERVING_VARIABLES, "uvicorn"])
+def test_a_server_opens_no_paths_that_a_client_names(
+    teacher: teacher_model.TeacherModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+) -> None:
+    path = tmp_path / "0.png"
+    path.write_bytes(IMAGES[0])
+    expected = teacher.predict(None, [str(path)])
+    if variable == "uvicorn":
+        monkeypatch.setitem(sys.modules, variable, SimpleNamespace())
+    else:
+        monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match="not base64 text, and a server opens no paths unless"):
+        teacher.predict(None, [str(path)])
+    text = base64.b64encode(IMAGES[0]).decode()
+    np.testing.assert_array_equal(teacher.predict(None, [text]), expected)
+    np.testing.assert_array_equal(teacher.predict(None, [path]), expected)
+    monkeypatch.setenv(teacher_model.ALLOWS_PATHS, "1")
+    np.testing.assert_array_equal(teacher.predict(None, [str(path)]), expected)
+
+
+def test_paths_can_be_closed_everywhere(
+    teacher: teacher_model.TeacherModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "0.png"
+    path.write_bytes(IMAGES[0])
+    monkeypatch.setenv(teacher_model.ALLOWS_PATHS, "0")
+    with pytest.raises(ValueError, match="item 0"):
+        teacher.predict(None, [str(path)])
+
+
+@pytest.mark.parametrize(
+    ("variable", "limit", "given", "message"),
+    [
+        ("IMAGES", 2, IMAGES, "3 images are more than the 2 of one request"),
+        ("BYTES", len(IMAGES[0]) + 9, IMAGES, "item 1 .*more than the .* bytes of one request"),
+        ("PIXELS", 28 * 28, IMAGES, "item 1 .*60 x 40 is more than max_pixels 784"),
+        ("IMAGES", 1, np.zeros((1, 3, 28, 56), np.float32), "more than the 784 pixels of one"),
+    ],
+)
+def test_a_server_bounds_what_one_request_holds(
+    teacher: teacher_model.TeacherModel,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    limit: int,
+    given: Any,
+    message: str,
+) -> None:
+    monkeypatch.setenv(f"DINOPIPE_MODEL_MAX_{variable}", str(limit))
+    assert len(teacher.predict(None, given)) == len(given)
+    monkeypatch.setenv(teacher_model.SERVING_VARIABLES[0], "true")
+    with pytest.raises(MlflowException, match=message) as caught:
+        teacher.predict(None, given)
+    assert caught.value.get_http_status_code() == 400
+
+
+def test_a_clients_error_has_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = export(tmp_path).loaded()
+    del teacher.embedder.network.norm
+    with pytest.raises(AttributeError):
+        teacher.predict(None, IMAGES)
+    monkeypatch.setenv(teacher_model.SERVING_VARIABLES[0], "true")
+    with pytest.raises(MlflowException, match="the server's log has the reason") as caught:
+        teacher.predict(None, IMAGES)
+    assert caught.value.get_http_status_code() == 500
+    assert "AttributeError" in caplog.text
+
+
+COMBINATIONS = list(itertools.product(("mlp", "swiglu"), (0, 4), (1, 3)))
 
 CONSUMER = """
-import json, sys
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("dinov2_core", "components", "pipelines", "k8s"):
+            raise AssertionError(f"the consumer imports {name}")
+
+sys.meta_path.insert(0, Refuse())
+import base64, io, json, resource, threading, urllib.error, urllib.request
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-import numpy as np, pandas as pd
-try:
-    import dinov2_core
-except ModuleNotFoundError:
-    pass
-else:
-    raise SystemExit("the consumer can see the project")
-import mlflow
-from mlflow.pyfunc.scoring_server import invocations
+from types import SimpleNamespace
+import mlflow, numpy as np, pandas as pd
 from PIL import Image
-mlflow.set_tracking_uri(sys.argv[1])
-paths = json.loads(sys.argv[2])
+
+store, code, folder = sys.argv[1:]
+folder = Path(folder)
+mlflow.set_tracking_uri(store)
+model = mlflow.pyfunc.load_model("models:/consumed@champion")
+paths = [str(path) for path in sorted(folder.glob("*.png"))]
 images = [Path(path).read_bytes() for path in paths]
-pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
-model = mlflow.pyfunc.load_model("models:/teacher@champion")
-mean, deviation = np.array(json.loads(sys.argv[3]), np.float32)
-arrays = ((pixels / np.float32(255) - mean) / deviation).transpose(0, 3, 1, 2)
-served = invocations(
-    json.dumps({"dataframe_records": [{"image": text} for text in json.loads(sys.argv[4])]}),
-    "application/json", model, model.metadata.get_input_schema())
-assert served.status == 200, served
+texts = [base64.b64encode(content).decode() for content in images]
 found = {
     "paths": model.predict(paths),
     "bytes": model.predict(images),
-    "pixels": model.predict(pixels),
-    "arrays": model.predict(arrays.astype(np.float32)),
+    "base64": model.predict(texts),
+    "pixels": model.predict(np.stack([np.asarray(Image.open(path)) for path in paths])),
     "frame": model.predict(pd.DataFrame({"image": images})),
-    "batched": model.predict(images, params={"batch_size": 1}),
-    "served": np.array(json.loads(served.response)["predictions"], np.float32),
 }
-wide = model.predict(images, params={"output": "cls+patch_mean"})
-assert wide.shape == (len(images), 64), wide.shape
+assert model.predict(images, params={"output": "cls+patch_mean"}).shape == (len(images), 64)
 assert model.input_example["image"][0]
 try:
     model.predict([paths[0], "missing.png"])
@@ -358,52 +445,94 @@ except ValueError as error:
     assert "item 1" in str(error), error
 else:
     raise SystemExit("a missing file was accepted")
-print(json.dumps({name: value.tolist() for name, value in found.items()}))
+
+sys.path.insert(0, code)
+spec = spec_from_file_location("other_version", code + "/teacher_model.py")
+module = sys.modules[spec.name] = module_from_spec(spec)
+spec.loader.exec_module(module)
+for kind in sorted(folder.glob("kind*")):
+    names = {"weights": str(kind / "teacher.safetensors"), "config": str(kind / "teacher.json")}
+    teacher = module.TeacherModel()
+    teacher.load_context(SimpleNamespace(artifacts=names))
+    arrays = np.load(kind / "arrays.npz")
+    wide = {"output": "cls+patch_mean"}
+    found[kind.name] = teacher.predict(None, images, wide)
+    for side in arrays.files:
+        found[kind.name + side] = teacher.predict(None, arrays[side], wide)
+assert "dinov2_core" not in sys.modules
+
+big = io.BytesIO()
+Image.new("RGB", (3000, 3000)).save(big, "PNG")  # 36 MB in memory
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model.predict([big.getvalue()] * 8)
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+assert grown < 200_000, f"8 images took {grown} KiB"
+
+import uvicorn
+from mlflow.pyfunc.scoring_server import init
+server = uvicorn.Server(uvicorn.Config(init(model), port=0, log_level="error"))
+threading.Thread(target=server.run, daemon=True).start()
+while not server.started:
+    pass
+port = server.servers[0].sockets[0].getsockname()[1]
+
+def served(items):
+    body = json.dumps({"dataframe_records": [{"image": item} for item in items]}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body)
+    request.add_header("Content-Type", "application/json")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+status, body = served(texts)
+assert status == 200, body
+found["served"] = np.array(json.loads(body)["predictions"], np.float32)
+for wrong in ([paths[0]], ["/etc/passwd"], ["/dev/zero"], texts * 30):
+    status, body = served(wrong)
+    assert status == 400, (status, body)
+    assert "Traceback" not in body and "stack_trace" not in body, body
+np.savez(folder / "found.npz", **found)
 """
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[str]:
-    before = mlflow.get_tracking_uri()
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    mlflow.set_tracking_uri(uri)
-    yield uri
-    mlflow.set_tracking_uri(before)
-
-
-def register(exported: Export, *, artifacts: Path) -> None:
-    experiment = mlflow.create_experiment("registering", artifact_location=artifacts.as_uri())
-    params = [ParamSpec("batch_size", "long", 64), ParamSpec("output", "string", "cls")]
-    with mlflow.start_run(experiment_id=experiment):
-        mlflow.pyfunc.log_model(
-            name="teacher",
-            python_model=str(MODEL_FILE),
-            artifacts={"weights": str(exported.weights), "config": str(exported.config)},
-            signature=ModelSignature(
-                outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, -1))]),
-                params=ParamSchema(params),
-            ),
-            input_example=pd.DataFrame({"image": [base64.b64encode(IMAGES[0]).decode()]}),
-            pip_requirements=["mlflow", "torch", "safetensors", "pillow", "numpy", "pandas"],
-            registered_model_name="teacher",
-        )
-    MlflowClient().set_registered_model_alias("teacher", "champion", "1")
-
-
-def test_a_process_without_the_project_loads_and_predicts(
-    exported: Export, store: str, tmp_path: Path
+def test_a_process_without_the_project_loads_predicts_and_serves(
+    shared_workdir: Path, tmp_path: Path, photographs: list[bytes]
 ) -> None:
-    register(exported, artifacts=tmp_path / "artifacts")
-    paths = []
-    for index in range(3):
-        paths.append(tmp_path / f"{index}.png")
-        paths[-1].write_bytes(png(width=28, height=28, seed=index))
-    normalisation = [PREPROCESSING["mean"], PREPROCESSING["standard_deviation"]]
-    text = [base64.b64encode(path.read_bytes()).decode() for path in paths]
+    registered(
+        shared_workdir,
+        tmp_path / "registered",
+        photographs,
+        seed=7,
+        value=9.0,
+        model_name="consumed",
+    )
+    contents = [png(width=28, height=28, seed=index) for index in range(3)]
+    for index, content in enumerate(contents):
+        (tmp_path / f"{index}.png").write_bytes(content)
+    kinds = {}
+    for index, (feed_forward, registers, channels) in enumerate(COMBINATIONS):
+        folder = tmp_path / f"kind{index}"
+        folder.mkdir()
+        kinds[folder.name] = export(
+            folder,
+            feed_forward=feed_forward,
+            num_register_tokens=registers,
+            num_channels=channels,
+            position_offset=0.1 * (index % 2),
+            position_antialias=index % 2 == 0,
+        )
+        arrays = {
+            name: torch.randn(2, channels, *side).numpy()
+            for name, side in {"other": (14, 42), "larger": (56, 56)}.items()
+        }
+        np.savez(folder / "arrays.npz", **arrays)
+    code = write_model_code(tmp_path / "code").model.parent
+    store = f"sqlite:///{shared_workdir / 'mlflow.db'}"
     site = [entry for entry in sys.path if entry.endswith("site-packages")]
-    argument_lists = [[str(path) for path in paths], normalisation, text]
     done = subprocess.run(
-        [sys.executable, "-S", "-c", CONSUMER, store, *map(json.dumps, argument_lists)],
+        [sys.executable, "-S", "-c", CONSUMER, store, str(code), str(tmp_path)],
         cwd=tmp_path,
         env={
             **os.environ,
@@ -416,14 +545,21 @@ def test_a_process_without_the_project_loads_and_predicts(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = dict(np.load(tmp_path / "found.npz"))
+    for name, exported in kinds.items():
+        expected = expected_of(exported, preprocessed(exported, contents))
+        np.testing.assert_allclose(found.pop(name), expected, atol=1e-6, rtol=1e-6)
+        for side, images in np.load(tmp_path / name / "arrays.npz").items():
+            expected = expected_of(exported, torch.from_numpy(images))
+            np.testing.assert_allclose(found.pop(name + side), expected, atol=1e-6, rtol=1e-6)
+    torch.manual_seed(7)  # as the registered teacher was made
+    teacher = build_backbone(BACKBONE, image_size_pixels=IMAGE_SIZE).eval()
     preprocessing = Preprocessing(
-        size_pixels=28,
-        mean=tuple(PREPROCESSING["mean"]),
-        standard_deviation=tuple(PREPROCESSING["standard_deviation"]),
+        size_pixels=IMAGE_SIZE, mean=(0.5,) * 3, standard_deviation=(0.5,) * 3
     )
-    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    pixels = np.stack([np.asarray(Image.open(io.BytesIO(content))) for content in contents])
     with torch.no_grad():
-        expected = exported.backbone.features(normalise(pixels, preprocessing=preprocessing)).cls
+        cls = teacher.features(normalise(pixels, preprocessing=preprocessing)).cls.numpy()
+    assert set(found) == {"paths", "bytes", "base64", "pixels", "frame", "served"}
     for name, embeddings in found.items():
-        np.testing.assert_allclose(embeddings, expected.numpy(), atol=2e-5, err_msg=name)
+        np.testing.assert_allclose(embeddings, cls, atol=1e-6, rtol=1e-6, err_msg=name)

@@ -8,12 +8,6 @@ from components.runtime.context import RunContext
 from components.runtime.tracking import Tracker
 
 
-@pytest.fixture(scope="session")
-def shared_workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One store for all tests of this folder: making a new one takes seconds."""
-    return tmp_path_factory.mktemp("work")
-
-
 @pytest.fixture
 def context(shared_workdir: Path, request: pytest.FixtureRequest) -> RunContext:
     return RunContext(

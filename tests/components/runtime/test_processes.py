@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from components.runtime.processes import exclusive_directory
+from dinov2_core.errors import InputError
 
 CHILD = (
     "import time; from components.runtime.processes import die_with_parent; die_with_parent(); "
@@ -42,7 +43,7 @@ def test_a_child_ends_with_a_killed_parent() -> None:
 def test_a_directory_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     with (
         exclusive_directory(tmp_path / "d"),
-        pytest.raises(ValueError, match=f"in use by process {os.getpid()}"),
+        pytest.raises(InputError, match=f"in use by process {os.getpid()}"),
         exclusive_directory(tmp_path / "d"),
     ):
         pass

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from components.runtime.manifests import Registration
 from components.runtime.progress import Progress, Reporter, duration
 
 
@@ -27,6 +28,23 @@ def test_the_file_says_how_far_and_how_it_ended(tmp_path: Path) -> None:
     report.finish("failed", detail="no images")
     ended = Progress.model_validate_json(path.read_text())
     assert (ended.state, ended.detail) == ("failed", "no images")
+
+
+def test_a_finished_stage_reports_its_numbers_and_where_they_are(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="components.runtime.progress")
+    manifest = Registration(
+        uri="models:/m/3", sha256="1", config_sha256="2", model_name="m", model_version=3,
+        alias="champion", decision="0.9 is enough", tracking_uri="",
+    )  # fmt: skip
+    report = Reporter(tmp_path / "p.json", stage="register")
+    report.finish("succeeded", manifest=manifest, manifest_uri="/w/manifest.json")
+    ended = Progress.model_validate_json((tmp_path / "p.json").read_text())
+    assert ended.numbers == {"model_version": 3.0}
+    assert (ended.outputs, ended.manifest_uri) == ("models:/m/3", "/w/manifest.json")
+    assert ended.detail == "version 3 is champion: 0.9 is enough"
+    assert caplog.messages == [f"[register] succeeded after 0 s: {ended.detail}"]
 
 
 def test_many_reports_write_few_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

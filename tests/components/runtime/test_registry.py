@@ -10,10 +10,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR
 from safetensors.numpy import load_file
 
+from components.register.bundle import write_model_code
 from components.register.main import main
 from components.runtime.manifests import EvaluationReport, Registration
-from components.runtime.registry import Registry, fetch_teacher, load_embedder
+from components.runtime.registry import (
+    Registry,
+    download_model,
+    download_teacher,
+    load_trusted,
+    teacher_files,
+)
 from components.runtime.tracking import Tracker
+from dinov2_core.errors import InputError, TrackingRefused, TrackingUnavailable
 from tests.components.teachers import dataset_of, random_checkpoint
 
 METRIC = "set/knn_top1"
@@ -27,6 +35,7 @@ def registered(
     seed: int,
     value: float,
     kubeflow_run: str = "",
+    model_name: str = "registry-test",
 ) -> Registration:
     """Register a random teacher that was measured at `value`."""
     folder.mkdir()
@@ -40,7 +49,7 @@ def registered(
         evaluation_sha256="e",
         pictures=(),
     ).write(folder / "report.json")
-    config = {"model_name": "registry-test", "gate": {"metric": METRIC, "minimum_gain": 0.01}}
+    config = {"model_name": model_name, "gate": {"metric": METRIC, "minimum_gain": 0.01}}
     run_id = "" if kubeflow_run else folder.name
     context = {"workdir": str(shared), "run_id": run_id, "run_name": "r"}
     flags = {
@@ -74,16 +83,87 @@ def test_the_gate_moves_aliases_and_keeps_its_reasons(
     assert registry.under_alias("nobody") is None
 
     uri = tracker.context.resolved_tracking_uri
-    champions = load_embedder("models:/registry-test@champion", tracking_uri=uri)
-    challengers = load_embedder("models:/registry-test@challenger", tracking_uri=uri)
-    files = fetch_teacher(
-        "models:/registry-test@champion", tracking_uri=uri, directory=tmp_path / "fetched"
+    files = download_teacher(
+        "models:/registry-test@champion", tracking_uri=uri, directory=tmp_path / "champion"
     )
+    assert files.weights.is_relative_to(tmp_path / "champion")
     assert load_file(files.weights)["norm.weight"].shape == (32,)
+    assert files.weights.stat().st_mode & 0o400
     assert json.loads(files.config.read_text())["architecture"]["embed_dim"] == 32
-    embedded = champions(photographs[:3], 2)
-    assert embedded.shape == (3, 32)
-    assert not np.allclose(embedded, challengers(photographs[:3], 2))
+    embedded = {
+        alias: load_trusted(
+            download_model(
+                f"models:/registry-test@{alias}", tracking_uri=uri, directory=tmp_path / alias
+            )
+        )(photographs[:3])
+        for alias in ("champion", "challenger")
+    }
+    assert embedded["champion"].shape == (3, 32)
+    assert not np.allclose(embedded["champion"], embedded["challenger"])
+    code = write_model_code(tmp_path / "code")
+    repeated = Registry(tracker.open(versions[1].mlflow_run_id), "registry-test").add(
+        code=code.model,
+        package=code.package,
+        weights=files.weights,
+        config=files.config,
+        example=photographs[0],
+        documents={},
+        metrics={},
+    )
+    assert repeated.version == versions[1].model_version  # its answer may have been lost
+    assert len(tracker.client.search_model_versions("name = 'registry-test'")) == 3
+
+
+def test_a_model_version_carries_its_code_and_nothing_else(
+    tracker: Tracker, shared_workdir: Path, tmp_path: Path, photographs: list[bytes]
+) -> None:
+    registered(shared_workdir, tmp_path / "r", photographs, seed=0, value=0.5, model_name="files")
+    root = download_model(
+        "models:/files/1",
+        tracking_uri=tracker.context.resolved_tracking_uri,
+        directory=tmp_path / "downloaded",
+    )
+    names = {path.name for path in (root / "code").iterdir()}
+    (package,) = names - {"teacher_model.py"}
+    assert package.startswith("dinopipe_teacher_")
+    suffixes = {path.suffix for path in (root / "code").rglob("*") if path.is_file()}
+    assert suffixes == {".py"}
+    assert {path.name for path in (root / "artifacts").iterdir()} == {
+        "teacher.safetensors",
+        "teacher.json",
+        "evaluation.json",
+    }
+
+
+@pytest.mark.parametrize("named", ["../../secret", "/SECRET", "artifacts/link", "artifacts/absent"])
+def test_a_model_names_no_file_outside_of_itself(tmp_path: Path, named: str) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("private")
+    root = tmp_path / "downloads" / "model"
+    (root / "artifacts").mkdir(parents=True)
+    (root / "artifacts" / "config.json").write_text("{}")
+    (root / "artifacts" / "link").symlink_to(secret)
+    model = {
+        "flavors": {
+            "python_function": {
+                "artifacts": {
+                    "weights": {"path": named.replace("/SECRET", str(secret))},
+                    "config": {"path": "artifacts/config.json"},
+                }
+            }
+        }
+    }
+    (root / "MLmodel").write_text(json.dumps(model))
+    with pytest.raises(InputError, match="as its weights, which is no file of the model"):
+        teacher_files(root, model_uri="models:/m/1")
+    assert secret.read_text() == "private"
+
+
+def test_other_kinds_of_models_are_no_teachers(tmp_path: Path) -> None:
+    assert teacher_files(tmp_path, model_uri="models:/m/1") is None
+    for flavors in ({}, {"sklearn": {}}, {"python_function": {"artifacts": {"weights": 3}}}):
+        (tmp_path / "MLmodel").write_text(json.dumps({"flavors": flavors}))
+        assert teacher_files(tmp_path, model_uri="models:/m/1") is None
 
 
 def test_a_registry_that_fails_is_not_one_without_a_champion(tracker: Tracker) -> None:
@@ -92,14 +172,16 @@ def test_a_registry_that_fails_is_not_one_without_a_champion(tracker: Tracker) -
             raise MlflowException("time-out", error_code=INTERNAL_ERROR)
 
     run = dataclasses.replace(tracker.stage("register", key="fail"), client=Failing())  # type: ignore[arg-type]
-    with pytest.raises(MlflowException, match="time-out"):
+    with pytest.raises(TrackingUnavailable, match="time-out"):
         Registry(run, "registry-test").under_alias("champion")
 
 
-def test_a_model_that_is_not_there_is_told(tracker: Tracker) -> None:
-    with pytest.raises(ValueError, match="models:/nothing@champion is not in sqlite"):
-        load_embedder(
-            "models:/nothing@champion", tracking_uri=tracker.context.resolved_tracking_uri
+def test_an_absent_model_is_refused(tracker: Tracker, tmp_path: Path) -> None:
+    with pytest.raises(TrackingRefused, match="models:/nothing@champion is not in sqlite"):
+        download_model(
+            "models:/nothing@champion",
+            tracking_uri=tracker.context.resolved_tracking_uri,
+            directory=tmp_path,
         )
 
 

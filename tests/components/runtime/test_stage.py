@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
+import signal
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,19 @@ from components.runtime.context import RunContext
 from components.runtime.manifests import EvaluationReport
 from components.runtime.progress import Progress
 from components.runtime.stage import Stage, StageContext, context_of, entry_point, run_stage
-from components.runtime.storage import StorageError, exists, list_names, read_text, write_text
+from components.runtime.storage import exists, list_names, read_text, write_text
 from components.runtime.tracking import Tracker
+from dinov2_core.errors import (
+    ExitCode,
+    InputError,
+    LeaseLost,
+    StageFailed,
+    Stopped,
+    StoreRefused,
+    StoreUnavailable,
+    TrackingUnavailable,
+)
+from tests.mlflow_server import mlflow_server
 from tests.s3_server import BadLine
 
 
@@ -25,16 +40,16 @@ class Work:
         self.error = error
         self.times = 0
 
-    def __call__(self, place: StageContext) -> EvaluationReport:
+    def __call__(self, stage: StageContext) -> EvaluationReport:
         self.times += 1
-        (place.directory / "partial").write_text("kept between attempts")
+        (stage.directory / "partial").write_text("kept between attempts")
         if self.error is not None:
             raise self.error
         return EvaluationReport(
-            uri=place.uri(place.directory),
+            uri=stage.uri(stage.directory),
             sha256="1",
-            config_sha256=place.config_sha256,
-            mlflow_run_id=place.run.run_id,
+            config_sha256=stage.config_sha256,
+            mlflow_run_id=stage.run.run_id,
             metrics={"m": 0.5},
             evaluation_sha256="2",
             pictures=(),
@@ -48,7 +63,6 @@ def do(work: Work, context: RunContext, output: Path, *, identity: object = 1) -
         identity=[identity, context.run_name],
         parents=(),
         work=work,
-        metrics=lambda report: report.metrics,
     )
     executor_input = json.dumps(
         {
@@ -80,7 +94,7 @@ def state(context: RunContext) -> Progress:
     return Progress.model_validate_json(text)
 
 
-def test_equal_work_is_taken_over_and_says_so(own: RunContext, tmp_path: Path) -> None:
+def test_equal_work_is_reused(own: RunContext, tmp_path: Path) -> None:
     work = Work()
     do(work, own, tmp_path / "a.json")
     assert state(own).state == "succeeded"
@@ -96,7 +110,9 @@ def test_equal_work_is_taken_over_and_says_so(own: RunContext, tmp_path: Path) -
     assert [child.data.metrics for child in children] == [{"m": 0.5}]
 
 
-def test_a_work_directory_that_was_moved_is_not_believed(own: RunContext, tmp_path: Path) -> None:
+def test_the_manifest_of_a_work_directory_that_was_moved_is_not_used(
+    own: RunContext, tmp_path: Path
+) -> None:
     work = Work()
     do(work, own, tmp_path / "a.json")
     finished = next(own.root.glob("stages/evaluate/*/manifest.json"))
@@ -105,6 +121,28 @@ def test_a_work_directory_that_was_moved_is_not_believed(own: RunContext, tmp_pa
         finished.write_text(text)
     do(work, own, tmp_path / "b.json")
     assert work.times == 2
+
+
+@pytest.mark.parametrize("damage", ["", '{"uri": '])
+def test_a_damaged_manifest_is_reported_and_the_work_redone(
+    damage: str, own: RunContext, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    work = Work()
+    do(work, own, tmp_path / "a.json", identity=damage)
+    finished = Path(state(own).manifest_uri)
+    text = finished.read_text()
+    finished.write_text(damage)
+    do(work, own, tmp_path / "b.json", identity=damage)
+    assert work.times == 2
+    assert f"{finished} is damaged; redoing what it describes" in caplog.text
+    assert finished.read_text() == text
+
+
+def test_a_full_disk_is_named_with_what_is_free(own: RunContext, tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(InputError, match=rf"^{own.root}: No space left on device \(.* MiB free"):
+        do(Work(error=full), own, tmp_path / "a.json")
+    assert state(own).detail.startswith(f"{own.root}: No space left on device")
 
 
 @pytest.fixture
@@ -138,8 +176,8 @@ def test_a_store_gets_what_a_stage_makes_and_the_manifest_last(
 def test_work_that_failed_leaves_no_manifest_in_the_store(
     stored: RunContext, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="the pile is empty"):
-        do(Work(error=ValueError("the pile is empty")), stored, tmp_path / "a.json")
+    with pytest.raises(InputError, match="the pile is empty"):
+        do(Work(error=InputError("the pile is empty")), stored, tmp_path / "a.json")
     kept = list_names("s3://pile/run/stages")
     assert [name.rpartition("/")[2] for name in kept] == ["run_id"]
     progress = read_text(f"s3://pile/run/progress/{stored.run_id}/evaluate.json")
@@ -162,23 +200,23 @@ class Busy(Work):
 
     def __init__(self, other: RunContext, output: Path) -> None:
         super().__init__()
-        self.other, self.output, self.told = other, output, ""
+        self.other, self.output, self.message = other, output, ""
 
-    def __call__(self, place: StageContext) -> EvaluationReport:
+    def __call__(self, stage: StageContext) -> EvaluationReport:
         try:
             do(Work(), self.other, self.output)
-        except ValueError as error:
-            self.told = str(error)
-        return super().__call__(place)
+        except InputError as error:
+            self.message = str(error)
+        return super().__call__(stage)
 
 
 def test_two_runs_do_not_do_the_same_work_at_a_time(own: RunContext, tmp_path: Path) -> None:
     other = own.model_copy(update={"run_id": own.run_id + "-other"})
     work = Busy(other, tmp_path / "b.json")
     do(work, own, tmp_path / "a.json")
-    assert f"in use by process {os.getpid()} on " in work.told
-    assert "wait for that run to end" in work.told
-    do(Work(error=AssertionError("taken over")), other, tmp_path / "b.json")
+    assert f"in use by process {os.getpid()} on " in work.message
+    assert "wait for that run to end" in work.message
+    do(Work(error=AssertionError("reused")), other, tmp_path / "b.json")
 
 
 def test_runs_on_two_machines_do_not_do_the_same_work_at_a_time(
@@ -187,19 +225,80 @@ def test_runs_on_two_machines_do_not_do_the_same_work_at_a_time(
     other = stored.model_copy(update={"run_id": stored.run_id + "-other"})
 
     class Elsewhere(Busy):
-        def __call__(self, place: StageContext) -> EvaluationReport:
+        def __call__(self, stage: StageContext) -> EvaluationReport:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("DINOPIPE_SPOOL", str(tmp_path / "another spool"))
+                patch.setenv("DINOPIPE_CACHE", str(tmp_path / "another cache"))
                 try:
                     do(Work(), self.other, self.output)
-                except ValueError as error:
-                    self.told = str(error)
-            return Work()(place)
+                except InputError as error:
+                    self.message = str(error)
+            return Work()(stage)
 
     work = Elsewhere(other, tmp_path / "b.json")
     do(work, stored, tmp_path / "a.json")
-    assert f"is in use by run {stored.run_id}; wait for that to end" in work.told
-    do(Work(error=AssertionError("taken over")), other, tmp_path / "b.json")
+    assert f"is in use by run {stored.run_id}; wait for that to end" in work.message
+    do(Work(error=AssertionError("reused")), other, tmp_path / "b.json")
+
+
+def test_a_stage_whose_lease_was_taken_writes_nothing_more(
+    stored: RunContext, tmp_path: Path
+) -> None:
+    class TakenOver(Work):
+        def __call__(self, stage: StageContext) -> EvaluationReport:
+            lease = {"owner": "run other", "holder": "other", "until": time.time() + 100}
+            write_text(stage.uri(stage.directory / "lease.json"), json.dumps(lease))
+            return super().__call__(stage)
+
+    with pytest.raises(LeaseLost, match="was taken over by run other; this run stops"):
+        do(TakenOver(), stored, tmp_path / "a.json")
+    kept = [name.rpartition("/")[2] for name in list_names("s3://pile/run/stages")]
+    assert kept == ["lease.json", "run_id"]
+    assert not (tmp_path / "a.json").exists()
+    tracker = Tracker(stored)
+    (run,) = tracker.client.search_runs(
+        [tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{tracker.parent()}'"
+    )
+    assert run.info.status == "KILLED"
+
+
+class TestTrackingOutage:
+    """An MLflow server that dies ends a stage with exit code 1, and loses no work."""
+
+    @pytest.fixture
+    def line(self, shared_workdir: Path, tmp_path: Path) -> Iterator[BadLine]:
+        store = f"sqlite:///{shared_workdir / 'mlflow.db'}"
+        Tracker(RunContext(workdir=str(shared_workdir), run_id="r", run_name="r"))
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            mlflow_server(patch, store=store, directory=tmp_path) as address,
+        ):
+            yield BadLine(address, faults=[], concerns=lambda *_: True)
+
+    @pytest.mark.parametrize("moment", ["at the start", "in the middle", "at the end"])
+    def test_it_ends_with_code_1_and_the_next_attempt_goes_on(
+        self, moment: str, line: BadLine, own: RunContext, tmp_path: Path
+    ) -> None:
+        class Dying(Work):
+            def __call__(self, stage: StageContext) -> EvaluationReport:
+                result = super().__call__(stage)
+                if self.times == 1 and moment != "at the start":
+                    line.faults = ["drop"] * 10**4
+                    if moment == "in the middle":
+                        stage.run.log_metrics({"m": 0.5})
+                return result
+
+        work = Dying()
+        with line.served() as address:
+            served = own.model_copy(update={"tracking_uri": address})
+            if moment == "at the start":
+                line.faults = ["drop"] * 10**4
+            args = (work, served, tmp_path / "a.json")
+            assert entry_point("evaluate", lambda: do(*args)) == 1
+            assert state(own).state == "failed"
+            line.faults = []
+            assert entry_point("evaluate", lambda: do(*args)) == 0
+        assert work.times == (2 if moment == "in the middle" else 1)
+        assert (tmp_path / "a.json").exists()
 
 
 def test_other_inputs_are_other_work(own: RunContext, tmp_path: Path) -> None:
@@ -209,7 +308,7 @@ def test_other_inputs_are_other_work(own: RunContext, tmp_path: Path) -> None:
     assert work.times == 2
 
 
-def test_without_the_cache_a_new_run_begins_anew_but_a_restart_continues(
+def test_without_the_cache_a_new_run_starts_from_nothing_but_a_restart_continues(
     own: RunContext, tmp_path: Path
 ) -> None:
     work = Work()
@@ -224,16 +323,16 @@ def test_without_the_cache_a_new_run_begins_anew_but_a_restart_continues(
     assert work.times == 2
 
 
-def test_kubeflow_is_told_of_metadata_and_numbers(own: RunContext, tmp_path: Path) -> None:
+def test_kubeflow_gets_metadata_and_numbers(own: RunContext, tmp_path: Path) -> None:
     do(Work(), own, tmp_path / "a.json")
-    told = json.loads((tmp_path / "a.executor.json").read_text())["artifacts"]
-    assert told["metrics"]["artifacts"][0]["metadata"] == {"m": 0.5}
-    assert told["report"]["artifacts"][0]["metadata"]["sha256"] == "1"
+    outputs = json.loads((tmp_path / "a.executor.json").read_text())["artifacts"]
+    assert outputs["metrics"]["artifacts"][0]["metadata"] == {"m": 0.5}
+    assert outputs["report"]["artifacts"][0]["metadata"]["sha256"] == "1"
 
 
 def test_a_failure_is_recorded_and_leaves_what_was_done(own: RunContext, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the pile is empty"):
-        do(Work(error=ValueError("the pile is empty")), own, tmp_path / "a.json")
+    with pytest.raises(InputError, match="the pile is empty"):
+        do(Work(error=InputError("the pile is empty")), own, tmp_path / "a.json")
     assert state(own).detail == "the pile is empty"
     tracker = Tracker(own)
     runs = tracker.client.search_runs(
@@ -245,15 +344,44 @@ def test_a_failure_is_recorded_and_leaves_what_was_done(own: RunContext, tmp_pat
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ValueError("x"), 2), (StorageError("x"), 2), (RuntimeError("x"), 1), (None, 0)],
+    [
+        (InputError("x"), 2),
+        (StoreRefused("x"), 2),
+        (StoreUnavailable("x"), 1),
+        (TrackingUnavailable("x"), 1),
+        (StageFailed("x"), 1),
+        (LeaseLost("x"), 1),
+        (Stopped("x"), 75),
+        (KeyboardInterrupt(), 130),
+        (RuntimeError("x"), 1),
+        (ValueError("a shape"), 1),
+        (None, 0),
+    ],
 )
-def test_exit_codes_tell_input_from_faults(error: Exception | None, code: int) -> None:
+def test_the_exit_code_and_the_traceback_follow_from_the_class(
+    error: BaseException | None, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     def prepare() -> int:
         if error is not None:
             raise error
         return 0
 
     assert entry_point("curate", prepare) == code
+    shown = capfd.readouterr().err
+    is_fault_of_ours = type(error) in (RuntimeError, ValueError)
+    assert ("Traceback" in shown) == is_fault_of_ours
+    if error is not None and not is_fault_of_ours:
+        assert shown == f"curate: {str(error) or 'interrupted'}\n"
+
+
+def test_sigterm_ends_a_stage_as_an_interrupt_does() -> None:
+    """A service manager sends it to all processes of a run."""
+
+    def work() -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    assert entry_point("curate", work) == ExitCode.TERMINATED
 
 
 def test_on_a_cluster_the_injected_mlflow_run_is_joined(
@@ -274,7 +402,7 @@ def test_on_a_cluster_the_injected_mlflow_run_is_joined(
 def test_on_this_machine_exported_variables_join_nothing(
     own: RunContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A person's shell may have them from another experiment."""
+    """The user's shell may have them from another experiment."""
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "4711")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", own.resolved_tracking_uri)

@@ -1,4 +1,4 @@
-"""storage: each verb means the same for a path and for a URI, and copies only what is lacking."""
+"""storage: each verb means the same for a path and for a URI, and copies only what is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 
 from components.runtime import s3 as door
 from components.runtime.storage import (
-    StorageError,
     delete,
     download,
     download_if_newer,
@@ -26,6 +25,7 @@ from components.runtime.storage import (
     upload,
     write_text,
 )
+from dinov2_core.errors import InputError
 from tests.s3_server import BadLine
 
 HOME = "s3://pile/run/stages/curate/0123"
@@ -38,7 +38,7 @@ def home(request: pytest.FixtureRequest, s3: str, tmp_path: Path) -> str:
 
 @pytest.fixture
 def directory(s3: str) -> Path:
-    """A finished directory in the spool."""
+    """A finished directory in the cache."""
     directory = local_path(HOME)
     for name in (
         "shards/0.tar",
@@ -81,24 +81,24 @@ def test_texts_are_written_read_listed_and_removed(home: str) -> None:
     assert list_names(home) == ["a"]
 
 
-def test_a_path_is_fetched_and_sent_without_a_copy(tmp_path: Path) -> None:
+def test_a_path_is_downloaded_and_uploaded_without_a_copy(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     assert download(str(tmp_path)) == tmp_path
     upload(tmp_path, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_directory_goes_to_the_store_and_comes_back_to_an_empty_spool(directory: Path) -> None:
+def test_a_directory_goes_to_the_store_and_comes_back_to_an_empty_cache(directory: Path) -> None:
     upload(directory, HOME, leaving_out=["pile"])
     assert keys() == {"shards/0.tar", "shards/1.tar", "table"}
     shutil.rmtree(directory.parents[4])
-    told: list[tuple[int, int]] = []
-    assert download(f"{HOME}/shards", progress=lambda *at: told.append(at)) == directory / "shards"
+    calls: list[tuple[int, int]] = []
+    assert download(f"{HOME}/shards", progress=lambda *at: calls.append(at)) == directory / "shards"
     assert {p.name: p.read_text() for p in directory.rglob("*.tar")} == {
         "0.tar": "shards/0.tar",
         "1.tar": "shards/1.tar",
     }
-    assert told == [(0, 24), (12, 24), (24, 24)]
+    assert calls == [(0, 24), (12, 24), (24, 24)]
     assert not (directory / "table").exists()
 
 
@@ -122,20 +122,20 @@ def test_what_both_sides_have_is_not_copied_again(
     assert (directory / "table").read_text() == "written elsewhere"
 
 
-def test_what_is_not_in_the_store_is_told(s3: str) -> None:
-    with pytest.raises(StorageError, match="0123 does not exist; run the stage that writes it"):
+def test_what_is_not_in_the_store_is_an_input_error(s3: str) -> None:
+    with pytest.raises(InputError, match="0123 does not exist; run the stage that writes it"):
         download(HOME)
 
 
-def test_a_damaged_object_is_told_with_the_way_out(s3: str) -> None:
+def test_a_damaged_object_is_reported_with_the_remedy(s3: str) -> None:
     metadata = {"sha256": "0" * 64}
     boto3.client("s3").put_object(Bucket="pile", Key="a", Body=b"x", Metadata=metadata)
-    with pytest.raises(StorageError, match="damaged on the way .* again, without the cache"):
+    with pytest.raises(InputError, match="damaged on the way .* again, without the cache"):
         download("s3://pile/a")
     assert not local_path("s3://pile/a").exists()
 
 
-def test_a_file_that_went_on_elsewhere_is_brought_and_one_that_went_on_here_stays(s3: str) -> None:
+def test_a_file_that_grew_elsewhere_is_downloaded_and_one_that_grew_here_stays(s3: str) -> None:
     place = f"{HOME}/metrics.jsonl"
     path = local_path(place)
     download_if_newer(place)
@@ -172,21 +172,21 @@ def test_a_file_may_be_large(
 
 FETCH = """
 import sys; from components.runtime.storage import download
-print(download(sys.argv[1], progress=lambda done, total: total and print("brings", flush=True)))
+print(download(sys.argv[1], progress=lambda done, total: total and print("downloads", flush=True)))
 """
 
 
-def test_ranks_of_one_node_bring_a_place_once(s3: str, directory: Path) -> None:
+def test_ranks_of_one_node_download_a_directory_once(s3: str, directory: Path) -> None:
     upload(directory, HOME)
     shutil.rmtree(directory)
     command = [sys.executable, "-c", FETCH, HOME]
     ranks = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [rank.communicate(timeout=60)[0].splitlines() for rank in ranks]
-    assert [lines[-1] for lines in said] == [str(directory)] * 3
-    assert sum("brings" in lines for lines in said) == 1
+    outputs = [rank.communicate(timeout=60)[0].splitlines() for rank in ranks]
+    assert [lines[-1] for lines in outputs] == [str(directory)] * 3
+    assert sum("downloads" in lines for lines in outputs) == 1
 
 
-def test_one_object_is_found_and_fetched(s3: str, tmp_path: Path) -> None:
+def test_one_object_is_found_and_downloaded(s3: str, tmp_path: Path) -> None:
     boto3.client("s3").put_object(Bucket="pile", Key="a/w.pth", Body=b"three")
     item = find_object("s3://pile/a/w.pth")
     assert item.size_bytes == 5
@@ -194,7 +194,7 @@ def test_one_object_is_found_and_fetched(s3: str, tmp_path: Path) -> None:
     assert path.read_bytes() == b"three"
     assert path.name == f"{item.etag.strip(chr(34))}.pth"
     assert list(path.parent.iterdir()) == [path]
-    with pytest.raises(StorageError, match="S3 answered 404 for s3://pile/a/none"):
+    with pytest.raises(InputError, match="S3 answered 404 for s3://pile/a/none"):
         find_object("s3://pile/a/none")
 
 

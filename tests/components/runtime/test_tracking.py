@@ -1,20 +1,10 @@
 from __future__ import annotations
 
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
 import pytest
 
 from components.runtime.context import RunContext
-from components.runtime.tracking import (
-    Tracker,
-    TrackingUnreachable,
-    check_reachable,
-    join_injected_run,
-)
+from components.runtime.tracking import Tracker, join_injected_run
+from dinov2_core.errors import InputError
 
 
 def test_stages_are_nested_below_one_parent_and_continue_their_own_run(tracker: Tracker) -> None:
@@ -35,13 +25,25 @@ def test_the_parent_knows_versions_and_machine(tracker: Tracker) -> None:
     assert tags["dinopipe.run_id"] == tracker.context.run_id
 
 
-def test_rows_of_many_steps_arrive_in_order(tracker: Tracker) -> None:
+def test_numbers_of_a_step_arrive_together(tracker: Tracker) -> None:
     run = tracker.stage("pretrain", key="rows")
-    run.log_rows([(step, {"loss": 1 / (step + 1), "lr": 0.1}) for step in range(1000)])
+    for step in range(3):
+        run.log_metrics({"loss": 1 / (step + 1), "lr": 0.1}, step=step)
     history = tracker.client.get_metric_history(run.run_id, "loss")
-    assert [point.step for point in history] == list(range(1000))
-    assert run.last_step("loss") == 999
+    assert [(point.step, point.value) for point in history] == [(0, 1.0), (1, 0.5), (2, 1 / 3)]
+    assert run.last_step("loss") == 2
     assert run.last_step("never") == -1
+
+
+def test_results_of_a_stage_leave_a_history_of_steps_as_it_is(tracker: Tracker) -> None:
+    run = tracker.stage("pretrain", key="results")
+    run.log_rows([(step, {"loss/total": float(step)}) for step in range(3)])
+    for _ in range(2):  # a reused stage logs them again
+        run.log_results({"loss/total": 2.0, "images_per_second": 7.0})
+    for name, steps in (("loss/total", [0, 1, 2]), ("images_per_second", [0])):
+        history = tracker.client.get_metric_history(run.run_id, name)
+        assert [point.step for point in history] == steps
+    assert tracker.client.get_run(run.run_id).data.metrics["loss/total"] == 2.0
 
 
 def test_settings_are_logged_once_with_dotted_names(tracker: Tracker) -> None:
@@ -51,6 +53,18 @@ def test_settings_are_logged_once_with_dotted_names(tracker: Tracker) -> None:
     assert tracker.client.get_run(run.run_id).data.params == {"a.b": "1", "c": "x"}
 
 
+def test_the_end_of_a_pipeline_closes_stages_that_were_killed(context: RunContext) -> None:
+    tracker = Tracker(context.model_copy(update={"run_id": f"{context.run_id}-killed"}))
+    ended, killed = (tracker.stage(stage, key="end") for stage in ("curate", "pretrain"))
+    ended.end("FINISHED")
+    parent = tracker.end_parent("KILLED")
+    statuses = {
+        run_id: tracker.client.get_run(run_id).info.status
+        for run_id in (ended.run_id, killed.run_id, parent)
+    }
+    assert statuses == {ended.run_id: "FINISHED", killed.run_id: "KILLED", parent: "KILLED"}
+
+
 def test_a_dataset_is_logged_by_reference(tracker: Tracker) -> None:
     run = tracker.stage("curate", key="dataset")
     run.log_dataset(name="pile", uri="/data/shards", digest="d" * 64, context="pretraining")
@@ -58,52 +72,6 @@ def test_a_dataset_is_logged_by_reference(tracker: Tracker) -> None:
     assert inputs[0].dataset.name == "pile"
     assert inputs[0].dataset.digest == "d" * 32
     assert "/data/shards" in inputs[0].dataset.source
-
-
-class _Handler(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(503 if self.server.sick else 200)  # type: ignore[attr-defined]
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        return
-
-
-@pytest.fixture
-def server() -> Iterator[HTTPServer]:
-    server = HTTPServer(("127.0.0.1", 0), _Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-
-
-@pytest.mark.parametrize("sick", [False, True])
-def test_a_servers_health_is_asked(server: HTTPServer, sick: bool) -> None:
-    server.sick = sick  # type: ignore[attr-defined]
-    uri = f"http://127.0.0.1:{server.server_port}"
-    if not sick:
-        check_reachable(uri)
-        return
-    with pytest.raises(TrackingUnreachable, match="answers HTTP 503 to /health"):
-        check_reachable(uri)
-
-
-def test_a_dead_or_silent_server_is_told_within_seconds() -> None:
-    with pytest.raises(TrackingUnreachable, match=r"check tracking.uri, start the server"):
-        check_reachable("http://127.0.0.1:9")
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        started = time.monotonic()
-        uri = f"http://me:hunter2@127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(TrackingUnreachable) as caught:
-            check_reachable(uri, timeout_seconds=0.5)
-        assert time.monotonic() - started < 3
-        assert "hunter2" not in str(caught.value)
-
-
-def test_connecting_fails_fast_too(context: RunContext) -> None:
-    dead = context.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
-    with pytest.raises(TrackingUnreachable):
-        Tracker(dead)
 
 
 class TestJoining:
@@ -199,10 +167,10 @@ class TestJoining:
         assert environment["MLFLOW_TRACKING_USERNAME"] == "me"
         assert environment["MLFLOW_TRACKING_PASSWORD"] == "geh@im"
 
-    def test_a_run_that_is_not_there_is_said(
+    def test_a_run_that_does_not_exist_is_an_input_error(
         self, context: RunContext, injected: dict[str, str]
     ) -> None:
         injected["MLFLOW_RUN_ID"] = "0" * 32
         tracker = Tracker(join_injected_run(context, injected))
-        with pytest.raises(ValueError, match="MLFLOW_RUN_ID 0+ is not in sqlite"):
+        with pytest.raises(InputError, match="MLFLOW_RUN_ID 0+ is not in sqlite"):
             tracker.stage("pretrain", key="k1")

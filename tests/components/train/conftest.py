@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -47,7 +48,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DatasetManifest:
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stage() -> TrainStage:
     learning = TrainingConfig(
         backbone=Backbone(
@@ -77,25 +78,33 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def context(store: Path, tmp_path: Path) -> RunContext:
-    workdir = tmp_path / "work"
+def new_context(store: Path, directory: Path) -> RunContext:
+    """A run with a work directory and a store of its own."""
+    workdir = directory / "work"
     workdir.mkdir()
     shutil.copy(store, workdir / "mlflow.db")
     return RunContext(workdir=str(workdir), run_id="run", run_name="test")
 
 
 @pytest.fixture
-def flags(context: RunContext, tmp_path: Path) -> Flags:
-    def flags(stage: TrainStage, dataset: DatasetManifest) -> list[str]:
-        dataset.write(tmp_path / "dataset.json")
-        return [
-            "--config",
-            stage.model_dump_json(),
-            "--context",
-            context.model_dump_json(),
-            "--dataset",
-            str(tmp_path / "dataset.json"),
-        ]
+def context(store: Path, tmp_path: Path) -> RunContext:
+    return new_context(store, tmp_path)
 
-    return flags
+
+def flags_of(context: RunContext, stage: TrainStage, dataset: DatasetManifest) -> list[str]:
+    """Flags of a training stage, for which the data set's manifest is written."""
+    path = context.root.with_name("dataset.json")
+    dataset.write(path)
+    return [
+        "--config",
+        stage.model_dump_json(),
+        "--context",
+        context.model_dump_json(),
+        "--dataset",
+        str(path),
+    ]
+
+
+@pytest.fixture
+def flags(context: RunContext) -> Flags:
+    return partial(flags_of, context)

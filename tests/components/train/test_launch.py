@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
@@ -16,70 +16,115 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from components.ranks.job import PREEMPTED
 from components.runtime.context import RunContext
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
+from components.runtime.metric_rows import MetricRow, last_rows
 from components.runtime.progress import Progress
-from components.runtime.stage import StageFailed
 from components.runtime.storage import read_text, write_text
 from components.train.config import Probe, Topology, TrainStage
-from components.train.job import last_rows
+from components.train.job import MARKER
 from components.train.launch import main, starting_weights
 from dinov2_core.config.training import HighResolution
+from dinov2_core.errors import ExitCode, InputError, SettingsError, UserError
+from tests.components.train.conftest import flags_of, new_context
 
 Flags = Callable[[TrainStage, DatasetManifest], list[str]]
 
 
-def wait_for(found: Callable[[], bool], *, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
+def wait_for(found: Callable[[], bool]) -> None:
+    end = time.monotonic() + 240
     while not found():
         assert time.monotonic() < end, "nothing happened"
         time.sleep(0.02)
 
 
-def workers(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    below = psutil.Process(launcher.pid).children(recursive=True)
-    return [p for p in below if p.cmdline()[1:4] == ["-u", "-m", "components.train.worker"]]
+def below(launcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return psutil.Process(launcher.pid).children(recursive=True)
 
 
-def start(flags: list[str], output: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "components.train", "--phase", "pretrain", *flags]
-    return subprocess.Popen([*command, "--output", str(output)])
+def worker_of(launcher: subprocess.Popen[bytes]) -> psutil.Process:
+    command = ["-u", "-m", "components.train.worker"]
+    (worker,) = (process for process in below(launcher) if process.cmdline()[1:4] == command)
+    return worker
 
 
-def logged_steps(context: RunContext) -> Counter[int]:
+def logged_steps(context: RunContext, stage: str) -> Counter[int]:
     client = mlflow.MlflowClient(context.resolved_tracking_uri)
     (experiment,) = (e for e in client.search_experiments() if e.name == context.experiment)
-    runs = client.search_runs([experiment.experiment_id], "tags.`dinopipe.stage` = 'pretrain'")
-    assert len(runs) == 1
-    history = client.get_metric_history(runs[0].info.run_id, "loss/total")
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`dinopipe.stage` = '{stage}'")
+    history = client.get_metric_history(run.info.run_id, "loss/total")
     return Counter(point.step for point in history)
 
 
-def test_a_killed_and_a_stopped_run_go_on_without_a_gap(
-    stage: TrainStage, dataset: DatasetManifest, flags: Flags, context: RunContext, tmp_path: Path
-) -> None:
-    arguments, output = flags(stage, dataset), tmp_path / "out.json"
+@dataclass(frozen=True, kw_only=True)
+class Disturbed:
+    """A pretraining that was killed twice, then stopped, before it came to its end."""
 
-    def has_checkpoint(step: int) -> bool:
-        return any(context.root.glob(f"stages/pretrain/*/checkpoints/step_{step:08d}"))
+    context: RunContext
+    code_after_kill: int
+    """Exit code of the launcher whose worker was killed."""
+    survivors: list[psutil.Process]
+    """Processes that lived on after their launcher was killed."""
+    code_after_stop: int
+    has_stopped: bool
+    """Whether there was neither a worker nor a manifest after SIGTERM."""
+    last_code: int
+    manifest: Path
 
-    launcher = start(arguments, output)
-    wait_for(lambda: has_checkpoint(10))
-    workers(launcher)[0].kill()
-    assert launcher.wait(timeout=60) == 1
 
-    launcher = start(arguments, output)
-    wait_for(lambda: has_checkpoint(25))
-    (worker,) = workers(launcher)
-    launcher.send_signal(signal.SIGTERM)
-    assert launcher.wait(timeout=60) == PREEMPTED
-    assert not worker.is_running()
-    assert not output.exists()
+@pytest.fixture(scope="module")
+def disturbed(
+    stage: TrainStage,
+    dataset: DatasetManifest,
+    store: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Disturbed:
+    context = new_context(store, tmp_path_factory.mktemp("disturbed"))
+    output = context.root.with_name("out.json")
+    command = [sys.executable, "-m", "components.train", "--phase", "pretrain"]
+    command += [*flags_of(context, stage, dataset), "--output", str(output)]
 
-    assert start(arguments, output).wait(timeout=100) == 0
-    assert logged_steps(context) == Counter(range(60))
-    manifest = CheckpointManifest.read(output)
+    def start_and_wait_for(step: int) -> subprocess.Popen[bytes]:
+        launcher = subprocess.Popen(command)
+        checkpoint = f"stages/pretrain/*/checkpoints/step_{step:08d}"
+        wait_for(lambda: any(context.root.glob(checkpoint)))
+        return launcher
+
+    first = start_and_wait_for(5)
+    worker_of(first).kill()
+    code_after_kill = first.wait(timeout=240)
+
+    second = start_and_wait_for(15)
+    processes = below(second)
+    second.kill()
+    second.wait(timeout=240)
+    _gone, survivors = psutil.wait_procs(processes, timeout=30)
+
+    third = start_and_wait_for(25)
+    worker = worker_of(third)
+    third.send_signal(signal.SIGTERM)
+    code_after_stop = third.wait(timeout=240)
+    has_stopped = not worker.is_running() and not output.exists()
+
+    return Disturbed(
+        context=context,
+        code_after_kill=code_after_kill,
+        survivors=survivors,
+        code_after_stop=code_after_stop,
+        has_stopped=has_stopped,
+        last_code=subprocess.run(command, check=False, timeout=240).returncode,
+        manifest=output,
+    )
+
+
+@pytest.mark.timeout(900)
+def test_a_killed_and_a_stopped_run_go_on_without_a_gap(disturbed: Disturbed) -> None:
+    assert disturbed.code_after_kill == 1
+    assert disturbed.code_after_stop == ExitCode.STOPPED
+    assert disturbed.has_stopped
+    assert disturbed.last_code == 0
+    assert logged_steps(disturbed.context, "pretrain") == Counter(range(60))
+    manifest = CheckpointManifest.read(disturbed.manifest)
     assert manifest.step == 60
     assert manifest.images_per_second > 0
     assert set(manifest.final_losses) == {"total", "dino_local", "dino_global", "ibot", "koleo"}
@@ -87,51 +132,45 @@ def test_a_killed_and_a_stopped_run_go_on_without_a_gap(
     assert manifest.teacher.image_size_pixels == 16
     rows = last_rows(Path(manifest.teacher_uri).with_name("metrics.jsonl"), 100)
     assert len(rows) == 60
-    progress = context.progress_directory / "pretrain.json"
+    progress = disturbed.context.progress_directory / "pretrain.json"
     assert Progress.model_validate_json(progress.read_text()).state == "succeeded"
 
 
-def test_ranks_die_with_their_launcher(
-    stage: TrainStage, dataset: DatasetManifest, flags: Flags, context: RunContext, tmp_path: Path
-) -> None:
-    launcher = start(flags(stage, dataset), tmp_path / "out.json")
-    wait_for(lambda: any(context.root.glob("stages/pretrain/*/checkpoints/step_*")))
-    below = psutil.Process(launcher.pid).children(recursive=True)
-    os.kill(launcher.pid, signal.SIGKILL)
-    launcher.wait(timeout=10)
-    _gone, alive = psutil.wait_procs(below, timeout=10)
-    assert not alive
+def test_ranks_die_with_their_launcher(disturbed: Disturbed) -> None:
+    assert disturbed.survivors == []
 
 
+@pytest.mark.timeout(900)
 def test_finetune_starts_from_the_pretrained_teacher(
-    stage: TrainStage, dataset: DatasetManifest, flags: Flags, tmp_path: Path
+    stage: TrainStage, dataset: DatasetManifest, disturbed: Disturbed, tmp_path: Path
 ) -> None:
-    short = stage.learning.optimization.model_copy(update={"num_steps": 2})
-    learning = stage.learning.model_copy(update={"optimization": short})
-    stage = stage.model_copy(
-        update={"learning": learning, "topology": Topology(processes_per_node=2)}
-    )
-    pretrained, finetuned = tmp_path / "pretrained.json", tmp_path / "finetuned.json"
-    arguments = ["--phase", "pretrain", *flags(stage, dataset), "--output", str(pretrained)]
-    assert main(arguments) == 0
+    finetuned = tmp_path / "finetuned.json"
     high = HighResolution(
         num_steps=1, global_crop_size_pixels=24, local_crop_size_pixels=8, global_batch_size=4
     )
     finetune = stage.model_copy(
-        update={"learning": learning.at_high_resolution(high), "topology": Topology()}
+        update={
+            "learning": stage.learning.at_high_resolution(high),
+            "topology": Topology(processes_per_node=2),
+        }
     )
-    flags_of_finetune = ["--phase", "finetune", *flags(finetune, dataset)]
-    flags_of_finetune += ["--pretrained", str(pretrained), "--output", str(finetuned)]
-    assert main(flags_of_finetune) == 0
-    before, after = CheckpointManifest.read(pretrained), CheckpointManifest.read(finetuned)
+    flags = ["--phase", "finetune", *flags_of(disturbed.context, finetune, dataset)]
+    flags += ["--pretrained", str(disturbed.manifest), "--output", str(finetuned)]
+    assert main(flags) == 0
+    before, after = (CheckpointManifest.read(path) for path in (disturbed.manifest, finetuned))
     assert after.teacher.image_size_pixels == 24
     assert [parent.kind for parent in after.parents] == ["dataset", "checkpoint"]
     old, new = load_file(before.teacher_uri), load_file(after.teacher_uri)
     assert new["backbone.pos_embed"].shape == (1, 37, 32)
     assert old["ibot_head.mlp.0.weight"] == pytest.approx(new["ibot_head.mlp.0.weight"], abs=0.01)
     modified = Path(after.teacher_uri).stat().st_mtime_ns
-    assert main(flags_of_finetune) == 0
+    metrics = Path(after.teacher_uri).with_name("metrics.jsonl")
+    with metrics.open("ab") as file:  # as if MLflow had been away at the end
+        file.write(MetricRow.made_now(1, {MARKER: 0.5, "loss/total": 0.5}).line)
+    metrics.with_name("metrics.jsonl.unsent").touch()
+    assert main(flags) == 0
     assert Path(after.teacher_uri).stat().st_mtime_ns == modified
+    assert logged_steps(disturbed.context, "finetune") == Counter(range(2))
 
 
 def test_a_worker_tells_what_is_wrong(
@@ -141,7 +180,7 @@ def test_a_worker_tells_what_is_wrong(
     weights.write_bytes(b"not one")
     stage = stage.model_copy(update={"initial_weights": str(weights)})
     arguments = ["--phase", "pretrain", *flags(stage, dataset), "--output", str(tmp_path / "o")]
-    with pytest.raises(StageFailed, match=r"^weights .* are not a safetensors file"):
+    with pytest.raises(UserError, match=r"^weights .* are not a safetensors file"):
         main(arguments)
 
 
@@ -150,16 +189,16 @@ def test_wrong_input_is_refused_before_anything_starts(
 ) -> None:
     output = ["--output", str(tmp_path / "out.json"), "--phase", "pretrain"]
     small = dataset.model_copy(update={"num_kept": 7})
-    with pytest.raises(ValueError, match="global_batch_size 8 is more than the 7 images"):
+    with pytest.raises(SettingsError, match="global_batch_size 8 is more than the 7 images"):
         main([*flags(stage, small), *output])
     many = stage.model_copy(update={"topology": Topology(num_nodes=2)})
-    with pytest.raises(ValueError, match=r"topology\.num_nodes 2 needs a cluster launcher"):
+    with pytest.raises(SettingsError, match=r"topology\.num_nodes 2 needs a cluster launcher"):
         main([*flags(many, dataset), *output])
     absent = stage.model_copy(update={"initial_weights": "/absent"})
-    with pytest.raises(ValueError, match="weights /absent named by initial_weights do not exist"):
+    with pytest.raises(InputError, match="weights /absent named by initial_weights do not exist"):
         main([*flags(absent, dataset), *output])
     unprobed = stage.model_copy(update={"probe": Probe(train="/absent")})
-    with pytest.raises(ValueError, match="probe images /absent do not exist"):
+    with pytest.raises(InputError, match="pretrain.probe: folder /absent does not exist"):
         main([*flags(unprobed, dataset), *output])
     with pytest.raises(SystemExit, match="2"):
         main([*flags(stage, dataset), "--output", "o", "--phase", "finetune"])

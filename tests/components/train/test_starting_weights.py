@@ -18,12 +18,11 @@ from moto.server import ThreadedMotoServer
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from components.register.main import MODEL_CODE
 from components.runtime.context import RunContext
-from components.runtime.storage import StorageError
 from components.train.config import TrainStage
-from components.train.starting_weights import fetch_weights
+from components.train.starting_weights import download_weights
 from dinov2_core.config.training import HeadWarmup
+from dinov2_core.errors import InputError, TrackingRefused
 from tests.components.teachers import random_checkpoint
 
 
@@ -41,52 +40,76 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     server.stop()
 
 
-def fetch(source: str, directory: Path, tracking_uri: str = "") -> Path:
-    return fetch_weights(source, directory=directory, tracking_uri=tracking_uri)
+def downloaded(source: str, directory: Path, tracking_uri: str = "") -> Path:
+    return download_weights(source, directory=directory, tracking_uri=tracking_uri)
 
 
 def test_a_path_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
     path.write_bytes(b"weights")
-    assert fetch(str(path), tmp_path / "fetched") == path
-    assert not (tmp_path / "fetched").exists()
-    with pytest.raises(ValueError, match="named by initial_weights do not exist"):
-        fetch("/absent", tmp_path)
+    assert downloaded(str(path), tmp_path / "downloads") == path
+    assert not (tmp_path / "downloads").exists()
+    folder = tmp_path / "dinov2-small"
+    folder.mkdir()
+    with pytest.raises(InputError, match=r"model\.safetensors named by initial_weights do not ex"):
+        downloaded(str(folder), tmp_path / "downloads")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    assert downloaded(str(folder), tmp_path / "downloads") == folder / "model.safetensors"
+    with pytest.raises(InputError, match="named by initial_weights do not exist"):
+        downloaded("/absent", tmp_path)
 
 
-def test_an_object_is_fetched_once_for_each_content(s3: None, tmp_path: Path) -> None:
+def test_an_object_is_downloaded_once_for_each_content(s3: None, tmp_path: Path) -> None:
     client = boto3.client("s3")
     client.put_object(Bucket="weights", Key="a/model.pth", Body=b"one")
-    path = fetch("s3://weights/a/model.pth", tmp_path)
+    path = downloaded("s3://weights/a/model.pth", tmp_path)
     assert path.read_bytes() == b"one"
     assert path.suffix == ".pth"
     modified = path.stat().st_mtime_ns
-    assert fetch("s3://weights/a/model.pth", tmp_path) == path
+    assert downloaded("s3://weights/a/model.pth", tmp_path) == path
     assert path.stat().st_mtime_ns == modified
     client.put_object(Bucket="weights", Key="a/model.pth", Body=b"two")
-    assert fetch("s3://weights/a/model.pth", tmp_path).read_bytes() == b"two"
+    assert downloaded("s3://weights/a/model.pth", tmp_path).read_bytes() == b"two"
     assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(StorageError, match="S3 answered 404 for s3://weights/b"):
-        fetch("s3://weights/b", tmp_path)
+    with pytest.raises(InputError, match="S3 answered 404 for s3://weights/b"):
+        downloaded("s3://weights/b", tmp_path)
 
 
 def test_a_registered_teacher_gives_its_backbone(context: RunContext, tmp_path: Path) -> None:
     checkpoint = random_checkpoint(tmp_path / "teacher")
     uri = context.resolved_tracking_uri
     register(Path(checkpoint.teacher_uri), name="m", tracking_uri=uri, folder=tmp_path)
-    fetched = tmp_path / "fetched"
-    path = fetch("models:/m@champion", fetched, uri)
-    assert path == fetch("models:/m/1", fetched, uri)
-    assert list(fetched.iterdir()) == [path]
+    downloads = tmp_path / "downloads"
+    path = downloaded("models:/m@champion", downloads, uri)
+    assert path == downloaded("models:/m/1", downloads, uri)
+    assert list(downloads.iterdir()) == [path]
     teacher = load_file(checkpoint.teacher_uri)
     assert torch.equal(
         load_file(path)["dino_head.last_layer.weight_v"], teacher["dino_head.last_layer.weight_v"]
     )
-    with pytest.raises(ValueError, match="models:/other@champion is not in sqlite"):
-        fetch("models:/other@champion", fetched, uri)
+    with pytest.raises(TrackingRefused, match="models:/other@champion is not in sqlite"):
+        downloaded("models:/other@champion", downloads, uri)
     register(None, name="plain", tracking_uri=uri, folder=tmp_path)
-    with pytest.raises(ValueError, match="no teacher that dinopipe registered"):
-        fetch("models:/plain@champion", fetched, uri)
+    with pytest.raises(InputError, match="no teacher that dinopipe registered"):
+        downloaded("models:/plain@champion", downloads, uri)
+
+
+def test_a_model_that_names_a_file_outside_of_itself_leaves_it_alone(
+    context: RunContext, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.safetensors"
+    checkpoint = random_checkpoint(tmp_path / "teacher")
+    secret.write_bytes(Path(checkpoint.teacher_uri).read_bytes())
+    uri = context.resolved_tracking_uri
+    register(secret, name="forged", tracking_uri=uri, folder=tmp_path)
+    (model,) = (tmp_path / "artifacts").rglob("MLmodel")
+    text = model.read_text()
+    assert "path: artifacts/secret.safetensors" in text
+    model.write_text(text.replace("path: artifacts/secret.safetensors", f"path: {secret}"))
+    with pytest.raises(InputError, match="as its weights, which is no file of the model"):
+        downloaded("models:/forged@champion", tmp_path / "downloads", uri)
+    assert secret.exists()
+    assert not list((tmp_path / "downloads").iterdir())
 
 
 def register(weights: Path | None, *, name: str, tracking_uri: str, folder: Path) -> None:
@@ -102,7 +125,7 @@ def register(weights: Path | None, *, name: str, tracking_uri: str, folder: Path
     with mlflow.start_run(experiment_id=experiment):
         mlflow.pyfunc.log_model(
             name="teacher",
-            python_model=str(MODEL_CODE) if weights else str(_plain_code(folder)),
+            python_model=str(_plain_code(folder)),
             artifacts={"weights": str(weights), "config": str(config)} if weights else {},
             pip_requirements=["mlflow"],
             registered_model_name=name,
@@ -127,11 +150,12 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         is_there = self.path == "/timm/vit.tag/resolve/main/model.safetensors"
-        self.send_response(200 if is_there else 404)
+        is_busy = "busy" in self.path  # 507: the Hub's client has no retries for it
+        self.send_response(200 if is_there else 507 if is_busy else 404)
         if is_there:
             self.send_header("ETag", '"0123"')
             self.send_header("X-Repo-Commit", "c" * 40)
-        else:
+        elif not is_busy:
             self.send_header("X-Error-Code", "RepoNotFound")
         self.send_header("Content-Length", "7" if is_there else "0")
         self.end_headers()
@@ -144,15 +168,16 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-FETCH = """
+DOWNLOAD = """
 import sys
 from pathlib import Path
-from components.train.starting_weights import fetch_weights
+from components.train.starting_weights import download_weights
+from dinov2_core.errors import DinopipeError
 for name in sys.argv[2:]:
     try:
-        print(fetch_weights(name, directory=Path(sys.argv[1]), tracking_uri="").read_text())
-    except ValueError as error:
-        print(error)
+        print(download_weights(name, directory=Path(sys.argv[1]), tracking_uri="").read_text())
+    except DinopipeError as error:
+        print(type(error).__name__, error)
 """
 
 
@@ -164,14 +189,18 @@ def test_a_network_of_timm_comes_from_the_hub_or_says_why_not(tmp_path: Path) ->
         "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(tmp_path / "home"),
     }
-    command = [sys.executable, "-c", FETCH, str(tmp_path), "timm:vit.tag", "timm:absent.tag"]
+    names = ["timm:vit.tag", "timm:absent.tag", "timm:busy.tag"]
+    command = [sys.executable, "-c", DOWNLOAD, str(tmp_path), *names]
     answer = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=60, check=True
     )
     server.shutdown()
     server.server_close()
-    assert answer.stdout.splitlines()[0] == "weights"
-    assert "timm:absent.tag cannot be downloaded from the Hugging Face Hub (Rep" in answer.stdout
+    found, absent, busy = answer.stdout.splitlines()
+    assert found == "weights"
+    assert absent.startswith("InputError initial_weights timm:absent.tag cannot be downloaded")
+    assert "from the Hugging Face Hub (Rep" in absent
+    assert busy.startswith("TransientError initial_weights timm:busy.tag cannot be downloaded")
     offline = subprocess.run(
         [*command[:4], "timm:other.tag"],
         env=environment | {"HF_HUB_OFFLINE": "1"},
@@ -180,7 +209,7 @@ def test_a_network_of_timm_comes_from_the_hub_or_says_why_not(tmp_path: Path) ->
         timeout=60,
         check=True,
     )
-    assert "timm:other.tag cannot be downloaded" in offline.stdout
+    assert "InputError initial_weights timm:other.tag cannot be downloaded" in offline.stdout
     assert "check the name with its tag, and the network" in offline.stdout
 
 

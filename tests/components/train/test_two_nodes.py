@@ -58,7 +58,7 @@ def job_in(name: str, *, stage: TrainStage, dataset: DatasetManifest, context: R
     run = Tracker(context).stage("pretrain", key=name)
     topology = Topology(num_nodes=2, threads_per_process=1, loader_threads=1)
     return Job(
-        phase="pretrain",
+        stage_name="pretrain",
         stage=stage.model_copy(update={"topology": topology}),
         context=context,
         directory=str(context.root / name),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dinov2_core.curation.sources import MemoryImages
+from tests.dinov2_core.curation.image_files import MemoryImages
 
 _DEMO = Path(__file__).parents[3] / "pipelines" / "demo"
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from dinov2_core.curation.auditing import Recall, audit
+from dinov2_core.curation.auditing import Audit, audit
+from dinov2_core.errors import InputError
 
-TRUTH = pa.table(
+GROUND_TRUTH = pa.table(
     {
         "path": ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"],
         "kind": [
@@ -20,7 +21,7 @@ TRUTH = pa.table(
 MANIFEST = pa.table(
     {
         "uri": list("abcdefghij"),
-        # a's copy is found and stands for it; b's copy is missed; c is lost to b; a leak is kept.
+        # a's copy is found and kept instead; b's copy is missed; c is lost to b; a leak is kept.
         "kept": [False, True, False, True, True, False, True, False, False, False],
         "reason": [
             "exact_copy", "", "near_copy", "", "", "near_copy", "", "not_an_image", "too_small",
@@ -32,23 +33,31 @@ MANIFEST = pa.table(
 
 
 def test_recalls() -> None:
-    made = audit(MANIFEST, TRUTH)
-    assert made.exact == Recall(found=1, planted=2)
-    assert made.near == made.cropped == Recall(found=1, planted=1)
-    assert made.leaks == Recall(found=0, planted=1)
-    assert made.corrupt == Recall(found=1, planted=2)
-    assert made.tiny == Recall(found=1, planted=1)
-    assert (made.num_distinct, made.num_distinct_lost) == (3, 1)
-    assert made.lost_share == pytest.approx(1 / 3)
-    assert made.exact.share == 0.5
+    assert audit(MANIFEST, GROUND_TRUTH) == Audit(
+        exact_recall=1 / 2,
+        near_recall=1.0,
+        leak_recall=0.0,
+        corrupt_recall=2 / 3,
+        distinct_lost=1 / 3,
+    )
 
 
-def test_nothing_planted_is_all_found() -> None:
-    made = audit(MANIFEST.slice(0, 0), TRUTH.slice(0, 0))
-    assert made.near.share == 1
-    assert made.lost_share == 0
+@pytest.mark.parametrize(("reason", "recall"), [("unreadable", 1.0), ("exact_copy", 2 / 3)])
+def test_a_corrupt_file_is_found_if_it_is_dropped_for_what_it_is(
+    reason: str, recall: float
+) -> None:
+    reasons = [*MANIFEST["reason"].to_pylist()[:-1], reason]
+    manifest = MANIFEST.set_column(2, "reason", pa.array(reasons))
+    assert audit(manifest, GROUND_TRUTH).corrupt_recall == recall
 
 
-def test_another_pile_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"1 planted files are not in the manifest, e\.g\. j"):
-        audit(MANIFEST.slice(0, 9), TRUTH)
+def test_all_of_no_defects_are_found() -> None:
+    made = audit(MANIFEST.slice(0, 0), GROUND_TRUTH.slice(0, 0))
+    assert (made.near_recall, made.distinct_lost) == (1, 0)
+
+
+def test_another_ground_truth_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"1 files of the ground truth are not in the manifest, e\.g\. j"
+    ):
+        audit(MANIFEST.slice(0, 9), GROUND_TRUTH)

@@ -1,44 +1,46 @@
-"""decisions: every rule on a pile small enough to see."""
+"""decisions: every rule on a few files."""
 
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 
-from dinov2_core.curation.collecting import CollectedImages, FileRecord
 from dinov2_core.curation.decisions import Decisions, decide
 from dinov2_core.curation.deduplication import make_edges
-from dinov2_core.curation.scanning import Refusal
+from dinov2_core.curation.unique_images import UniqueImages
 
 
-def record(name: str, *, side: int = 10, refusal: Refusal | None = None) -> FileRecord:
-    return FileRecord(
-        name=name,
-        sha256=name,
-        size_bytes=side,
-        width=side,
-        height=side,
-        format="png",
-        refusal=refusal,
-    )
+def file(name: str, *, side: int = 10, reason: str = "") -> dict[str, object]:
+    return {
+        "name": name,
+        "sha256": name,
+        "size_bytes": side,
+        "width": side,
+        "height": side,
+        "format": "png",
+        "reason": reason,
+    }
 
 
-# Pictures 0..5 are in the pile, 6 is an evaluation image, 7 is in both.
+# Images 0..5 are source images, 6 is an evaluation image, 7 is both.
 # Files: a and b show 0, c shows 1 (larger), d shows 2, e is broken, f shows 3, g 4, h 5, i 7.
-COLLECTED = CollectedImages(
-    pile=(
-        record("a"),
-        record("b"),
-        record("c", side=20),
-        record("d"),
-        record("e", refusal=Refusal.TRUNCATED),
-        record("f"),
-        record("g"),
-        record("h"),
-        record("i"),
+IMAGES = UniqueImages(
+    files=pa.Table.from_pylist(
+        [
+            file("a"),
+            file("b"),
+            file("c", side=20),
+            file("d"),
+            file("e", reason="truncated"),
+            file("f"),
+            file("g"),
+            file("h"),
+            file("i"),
+        ]
     ),
-    pile_pictures=np.array([0, 0, 1, 2, -1, 3, 4, 5, 7]),
+    image_of_file=np.array([0, 0, 1, 2, -1, 3, 4, 5, 7]),
     is_evaluation=np.array([False] * 6 + [True, True]),
-    picture_hashes=tuple("01234567"),
+    pixel_hashes=np.array(list("01234567")),
     embeddings=np.zeros((8, 1), dtype=np.float32),
     thumbnails=np.zeros((8, 32, 32), dtype=np.uint8),
 )
@@ -52,11 +54,10 @@ EDGES = make_edges(
 
 def decided(retrieved: list[int] | None = None) -> Decisions:
     return decide(
-        COLLECTED,
+        IMAGES,
         edges=EDGES,
         near_threshold=0.8,
         leak_threshold=0.65,
-        max_component_share=0.5,
         retrieved=None if retrieved is None else np.array(retrieved),
     )
 
@@ -80,7 +81,7 @@ def test_components_and_representatives() -> None:
     assert made.components.tolist() == [0, 0, 0, 1, -1, 1, 2, 3, 4]
     assert made.sizes.tolist() == [3, 3, 3, 2, -1, 2, 1, 1, 1]
     assert made.representatives.tolist() == [2, 2, 2, 3, -1, 3, 6, 7, 8]
-    assert made.component_sizes.histogram == ((1, 3), (2, 1), (3, 1))
+    assert made.largest_component == 2, "a and b show the same image"
 
 
 def test_nearest_files_and_evaluation_similarities() -> None:
@@ -96,7 +97,7 @@ def test_nearest_files_and_evaluation_similarities() -> None:
     )
 
 
-def test_retrieval_spares_components_that_were_called() -> None:
+def test_components_with_a_retrieved_image_are_kept() -> None:
     reasons = decided([0, 4]).reasons.tolist()
     assert reasons[:3] == ["near_copy", "exact_copy", ""]
     assert reasons[6:8] == ["", "not_retrieved"]

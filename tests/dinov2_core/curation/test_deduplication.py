@@ -7,7 +7,6 @@ import pytest
 
 from dinov2_core.curation.deduplication import (
     choose_representatives,
-    component_sizes,
     label_components,
     make_edges,
     neighbour_edges,
@@ -66,11 +65,3 @@ def test_representatives_are_large_then_heavy_then_first_by_name() -> None:
         names=np.array(["a", "b", "c", "d", "e", "g", "f"]),
     )
     assert chosen.tolist() == [1, 4, 6]
-
-
-def test_giants_are_noticed() -> None:
-    sizes = component_sizes(np.array([0] * 15 + [1, 1, 2, 3]), max_share=0.5)
-    assert sizes.histogram == ((1, 2), (2, 1), (15, 1))
-    assert (sizes.largest, sizes.is_giant) == (15, True)
-    assert not component_sizes(np.array([0] * 5 + [1]), max_share=0.5).is_giant
-    assert component_sizes(np.zeros(0, dtype=np.int64), max_share=0.5).histogram == ()

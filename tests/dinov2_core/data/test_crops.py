@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from dinov2_core.config.training import Crops as CropSettings
+from dinov2_core.config.augmentation import Crops
 from dinov2_core.data.crops import (
-    CropRecipe,
     augment_colors,
+    crop_boxes,
     make_crops,
-    place_crops,
     random_resized_boxes,
 )
 from dinov2_core.data.randomness import Stream, hashed_uniforms
 
-RECIPE = CropRecipe(**CropSettings(num_local_crops=3).model_dump())
+RECIPE = Crops(num_local_crops=3)
+
+
+def replace(recipe: Crops, **changes: object) -> Crops:
+    return recipe.model_copy(update=changes)
+
+
 PLAIN = replace(
     RECIPE,
     horizontal_flip_probability=0.0,
@@ -76,11 +79,11 @@ def test_crops_are_cut_and_resized_like_pillow() -> None:
     recipe = replace(PLAIN, global_crop_size_pixels=32, local_crop_size_pixels=16)
     made = make_crops(images, positions, recipe=recipe, seed=1)
     sizes = np.array([image.size for image in images])
-    places = place_crops(sizes, positions, recipe=recipe, seed=1)
+    drawn = crop_boxes(sizes, positions, recipe=recipe, seed=1)
     for number, image in enumerate(images):
         for crop in range(5):
             size = 32 if crop < 2 else 16
-            box = tuple(places.boxes[number, crop].tolist())
+            box = tuple(drawn.boxes[number, crop].tolist())
             expected = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
             where = made.global_crops if crop < 2 else made.local_crops
             found = where[(crop if crop < 2 else crop - 2) * 2 + number]
@@ -136,7 +139,7 @@ def test_one_channel_and_no_local_crops() -> None:
     ],
 )
 def test_operations_have_their_probability(
-    recipe: CropRecipe, blur: float, solarize: float, expected: float
+    recipe: Crops, blur: float, solarize: float, expected: float
 ) -> None:
     number, size = (400, 96) if blur else (3000, 6)
     generator = torch.Generator().manual_seed(0)

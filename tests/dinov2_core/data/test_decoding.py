@@ -10,7 +10,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from dinov2_core.data.decoding import UnreadableImage, decode_image, image_format, open_image
+from dinov2_core.data.decoding import (
+    decode_image,
+    image_format,
+    open_image,
+    strips,
+)
+from dinov2_core.errors import UnreadableImage
 
 
 def encoded(image: Image.Image, file_format: str, **options: Any) -> bytes:
@@ -90,6 +96,19 @@ def test_transparent_palette_entry_is_white() -> None:
     image.putpixel((1, 0), 1)
     pixels = decode_image(encoded(image, "PNG", transparency=0), num_channels=3)
     assert pixels[0].tolist() == [[255, 255, 255], [40, 50, 60]]
+
+
+def test_images_of_many_strips_equal_those_of_one() -> None:
+    rng = np.random.default_rng(0)
+    wide = rng.integers(0, 65536, (2100, 1000), dtype=np.uint16)
+    made = open_image(encoded(Image.fromarray(wide), "PNG"), num_channels=1)
+    assert np.array_equal(np.asarray(made), np.rint(wide / 257))
+    clear = Image.fromarray(rng.integers(0, 256, (2100, 1000, 4), dtype=np.uint8))
+    white = Image.new("RGBA", clear.size, "white")
+    expected = np.asarray(Image.alpha_composite(white, clear).convert("RGB"))
+    made = open_image(encoded(clear, "PNG", compress_level=1), num_channels=3)
+    assert np.array_equal(np.asarray(made), expected)
+    assert [top for top, _ in strips(clear)] == [0, 1048, 2096]
 
 
 def test_exif_orientation_is_applied(colours: NDArray[np.uint8]) -> None:

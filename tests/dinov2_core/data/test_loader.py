@@ -12,19 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dinov2_core.config.training import Crops as CropSettings
+from dinov2_core.config.augmentation import Crops, Masking
 from dinov2_core.data.batch import PretrainBatch
-from dinov2_core.data.crops import CropRecipe
-from dinov2_core.data.decoding import UnreadableImage
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.masking import MaskRecipe
 from dinov2_core.data.shards import ShardReader, ShardWriter
+from dinov2_core.errors import UnreadableImage
 
-CROPS = CropRecipe(
-    **CropSettings(
-        global_crop_size_pixels=16, local_crop_size_pixels=8, num_local_crops=3
-    ).model_dump()
-)
+CROPS = Crops(global_crop_size_pixels=16, local_crop_size_pixels=8, num_local_crops=3)
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def loader(
     return PretrainLoader(
         reader,
         crops=CROPS,
-        masks=MaskRecipe(grid_height=4, grid_width=4),
+        masks=MaskRecipe(grid_height=4, grid_width=4, masking=Masking()),
         seed=9,
         global_batch_size=8,
         rank=rank,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dinov2_core.config.augmentation import Masking
 from dinov2_core.data.masking import BatchMasks, MaskRecipe, batch_masks, block_mask
 from dinov2_core.data.sampler import rank_positions
 
@@ -64,7 +65,7 @@ def masks_of(rank: int, world_size: int, *, step: int = 3, recipe: MaskRecipe) -
     return batch_masks(positions, step=step, global_batch_size=8, recipe=recipe, seed=5)
 
 
-RECIPE = MaskRecipe(grid_height=16, grid_width=16)
+RECIPE = MaskRecipe(grid_height=16, grid_width=16, masking=Masking())
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -106,13 +107,14 @@ def test_indices_and_weights_follow_from_the_masks() -> None:
 
 
 def test_probability_zero_masks_nothing() -> None:
-    made = masks_of(0, 1, recipe=MaskRecipe(grid_height=4, grid_width=4, probability=0.0))
+    masking = Masking(probability=0.0)
+    made = masks_of(0, 1, recipe=MaskRecipe(grid_height=4, grid_width=4, masking=masking))
     assert not made.masks.any()
     assert made.masked_indices.shape == made.mask_weights.shape == (0,)
 
 
 def test_no_share_of_a_batch_has_more_masked_patches_than_the_bound() -> None:
-    recipe = MaskRecipe(grid_height=6, grid_width=6)
+    recipe = MaskRecipe(grid_height=6, grid_width=6, masking=Masking())
     for world_size in (1, 2, 4):
         bound = recipe.most_masked(2 * 8 // world_size, global_batch_size=8)
         counts = [
@@ -134,5 +136,4 @@ def test_no_share_of_a_batch_has_more_masked_patches_than_the_bound() -> None:
 
 
 def test_the_bound_is_the_references() -> None:
-    recipe = MaskRecipe(grid_height=16, grid_width=16)
-    assert recipe.most_masked(16, global_batch_size=8) == 663
+    assert RECIPE.most_masked(16, global_batch_size=8) == 663

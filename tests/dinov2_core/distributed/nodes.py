@@ -1,4 +1,4 @@
-"""Two ranks as two nodes that share no directory: `nodes.py FOLDER`; and a mirror to test with."""
+"""Two ranks as two nodes that share no directory: `nodes.py FOLDER`; and a store to test with."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from pathlib import Path
 import torch
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
+from dinov2_core.config.execution import Checkpoints
 from dinov2_core.distributed.checkpoint import (
     MARKER,
-    Retention,
     load_checkpoint,
-    newest_checkpoint,
 )
 from dinov2_core.distributed.checkpoint_writer import CheckpointWriter
 from dinov2_core.distributed.mesh import Ranks, process_group
+from dinov2_core.distributed.remote_checkpoints import newest_on_all_nodes
 
 
-class FolderMirror:
-    """A mirror that is a folder."""
+class FolderRemote:
+    """A store that is a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
 
-    def folders(self) -> dict[str, str]:
+    def markers(self) -> dict[str, str]:
         found = {path.name: path / MARKER for path in self.folder.iterdir()}
         return {name: m.read_text() if m.exists() else "" for name, m in found.items()}
 
-    def send(self, files: Sequence[Path]) -> None:
+    def upload(self, files: Sequence[Path]) -> None:
         for file in files:
             (self.folder / file.parent.name).mkdir(exist_ok=True)
             shutil.copyfile(file, self.folder / file.parent.name / file.name)
 
-    def bring(self, files: Sequence[Path]) -> None:
+    def download(self, files: Sequence[Path]) -> None:
         for file in files:
             there = self.folder / file.parent.name / file.name
             if there.exists():
                 shutil.copyfile(there, file)
 
-    def mark(self, marker: Path) -> None:
-        self.send([marker])
+    def commit(self, marker: Path) -> None:
+        self.upload([marker])
 
-    def unmark(self, folder: str) -> None:
+    def invalidate(self, folder: str) -> None:
         (self.folder / folder / MARKER).unlink(missing_ok=True)
 
     def remove(self, folder: str) -> None:
-        self.unmark(folder)
+        self.invalidate(folder)
         shutil.rmtree(self.folder / folder)
 
 
@@ -66,7 +66,7 @@ def state_at(step: int, ranks: Ranks) -> dict[str, torch.Tensor]:
 
 def loaded(ranks: Ranks, own: Path, store: Path) -> list[float]:
     """The newest checkpoint's tensor."""
-    checkpoint = newest_checkpoint(own, mirror=FolderMirror(store))
+    checkpoint = newest_on_all_nodes(own, remote=FolderRemote(store))
     assert checkpoint is not None
     state = state_at(0, ranks)
     load_checkpoint(state, checkpoint=checkpoint)
@@ -84,12 +84,12 @@ def files(folder: Path) -> dict[str, list[str]]:
 def save_and_lose_a_node(ranks: Ranks, folder: Path) -> None:
     """Save on two nodes, lose what one of them has, and read on both; writes what was seen."""
     own, store = folder / f"node{ranks.rank}", folder / "store"
-    mirror = FolderMirror(store)
-    retention = Retention(keep_last=2)
-    with CheckpointWriter(own, identity="test", retention=retention, mirror=mirror) as writer:
+    remote = FolderRemote(store)
+    retention = Checkpoints(keep_last=2)
+    with CheckpointWriter(own, identity="test", retention=retention, remote=remote) as writer:
         for step in (1, 2, 3):
             writer.save(state_at(step, ranks), step=step)
-    seen = {"written": files(own), "first": loaded(ranks, own, store), "brought": files(own)}
+    seen = {"written": files(own), "first": loaded(ranks, own, store), "downloaded": files(own)}
     if ranks.rank == 1:
         shutil.rmtree(own)
     seen["second"] = loaded(ranks, own, store)

@@ -31,13 +31,9 @@ from dinov2_core.config.objectives import (
 )
 from dinov2_core.config.training import Crops, Optimization, TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
-from dinov2_core.data.crops import CropRecipe
 from dinov2_core.data.loader import PretrainLoader
-from dinov2_core.data.masking import MaskRecipe
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.distributed.checkpoint import (
-    CheckpointNotWritten,
-    Retention,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -45,14 +41,16 @@ from dinov2_core.distributed.checkpoint import (
 from dinov2_core.distributed.checkpoint_writer import CheckpointWriter
 from dinov2_core.distributed.export import export_weights
 from dinov2_core.distributed.mesh import Ranks, process_group
-from dinov2_core.distributed.sharding import Sharding, shard_averaged
+from dinov2_core.distributed.sharding import shard_teacher
+from dinov2_core.errors import CheckpointError
 from dinov2_core.training.accumulation import accumulate_gradients
 from dinov2_core.training.assembly import adamw, shard_student_teacher
+from dinov2_core.training.batches import mask_recipe
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.parameter_groups import apply_schedule
 from dinov2_core.training.schedules import schedule_at
-from dinov2_core.training.step_report import agree_on_numbers
+from dinov2_core.training.step_report import PendingNumbers
 from dinov2_core.training.training_state import training_state
 
 HEAD = Head(num_prototypes=40, bottleneck_dim=8, hidden_dim=24)
@@ -90,8 +88,8 @@ def full(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 def loader(shards: Path, ranks: Ranks) -> PretrainLoader:
     return PretrainLoader(
         ShardReader(shards),
-        crops=CropRecipe(**CONFIG.crops.model_dump()),
-        masks=MaskRecipe(grid_height=4, grid_width=4),
+        crops=CONFIG.crops,
+        masks=mask_recipe(CONFIG),
         seed=CONFIG.seed,
         global_batch_size=CONFIG.optimization.global_batch_size,
         rank=ranks.rank,
@@ -109,17 +107,16 @@ def take_step(ranks: Ranks, shards: Path, output: Path, checkpoints: Path) -> No
     optimizer = adamw(model, config=CONFIG)
     schedule = schedule_at(0, config=CONFIG)
     batch = loader(shards, ranks).make_batch(0)
-    losses = model(batch, teacher_temperature=schedule.teacher_temperature)
-    losses.total.backward()
+    losses = accumulate_gradients(model, [batch], teacher_temperature=schedule.teacher_temperature)
     gradients = full((n, p.grad) for n, p in model.student.named_parameters())
     norms = model.clip_gradients(CONFIG.optimization.clip_norm)
-    numbers = agree_on_numbers(losses, norms=norms, must_stop=ranks.rank == 1, ranks=ranks)
+    numbers = PendingNumbers(losses, norms=norms, must_stop=ranks.rank == 1, ranks=ranks).read()
     apply_schedule(optimizer, schedule=schedule)
     optimizer.step()
     model.update_teacher(0.5)
     state = training_state(model, optimizer=optimizer)
     save_checkpoint(
-        state, directory=checkpoints, step=1, identity="test", retention=Retention(keep_last=1)
+        state, directory=checkpoints, step=1, identity="test", retention=Checkpoints(keep_last=1)
     )
     sha256 = export_weights(model.teacher, path=checkpoints / "teacher.safetensors")
     whole = full(state.items())
@@ -176,11 +173,12 @@ def errors_of_teachers(ranks: Ranks) -> list[float]:
         if is_default:
             fully_shard(teacher, mesh=ranks.mesh)
         else:
-            shard_averaged(
+            shard_teacher(
                 [teacher],
                 blocks=teacher.blocks,
                 mesh=ranks.mesh,
-                sharding=Sharding(precision="fp32"),
+                precision="fp32",
+                execution=Execution(),
             )
         errors.append(error_after_moving_average(teacher, whole, images))
     return errors
@@ -199,7 +197,7 @@ def die_while_saving(_ranks: Ranks, checkpoints: Path) -> None:
         directory=checkpoints,
         step=1,
         identity="test",
-        retention=Retention(keep_last=2),
+        retention=Checkpoints(keep_last=2),
     )
     threading.Thread(target=kill_when_begun, daemon=True).start()
     save_checkpoint(
@@ -207,13 +205,15 @@ def die_while_saving(_ranks: Ranks, checkpoints: Path) -> None:
         directory=checkpoints,
         step=2,
         identity="test",
-        retention=Retention(keep_last=2),
+        retention=Checkpoints(keep_last=2),
     )
 
 
 def die_in_background(_ranks: Ranks, checkpoints: Path) -> None:
     """Save one checkpoint, then be killed while the second one is written behind training."""
-    with CheckpointWriter(checkpoints, identity="test", retention=Retention(keep_last=1)) as writer:
+    with CheckpointWriter(
+        checkpoints, identity="test", retention=Checkpoints(keep_last=1)
+    ) as writer:
         writer.save({"weight": torch.ones(4)}, step=1)
         writer.save({"weight": torch.zeros(30_000_000)}, step=2)
         while not any(checkpoints.glob("*.partial/__0_0.distcp")):
@@ -240,8 +240,7 @@ def gradients_of(
     losses = accumulate_gradients(model, parts, teacher_temperature=0.05)
     state = full((n, p.grad) for n, p in model.student.named_parameters())
     return state | {
-        f"losses/{field.name}": ranks.gather(getattr(losses, field.name).detach()[None]).mean()
-        for field in dataclasses.fields(losses)
+        f"losses/{name}": ranks.gather(loss[None]).mean() for name, loss in losses.by_name().items()
     }
 
 
@@ -312,7 +311,7 @@ def take_variants(ranks: Ranks, shards: Path, output: Path, kind: Path) -> None:
 def fails_together(ranks: Ranks, output: Path) -> bool:
     """Whether this rank learns that the last rank cannot write."""
     directory = output.with_suffix(".checkpoints")
-    retention = Retention(keep_last=1)
+    retention = Checkpoints(keep_last=1)
     state = {"weight": torch.ones(3)}
     with CheckpointWriter(directory, identity="test", retention=retention) as writer:
         writer.save(state, step=1)
@@ -322,7 +321,7 @@ def fails_together(ranks: Ranks, output: Path) -> bool:
         writer.save(state, step=2)
         try:
             writer.wait()
-        except CheckpointNotWritten:
+        except CheckpointError:
             return newest_checkpoint(directory).step == 1  # type: ignore[union-attr]
     return False
 

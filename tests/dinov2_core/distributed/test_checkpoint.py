@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from dinov2_core.config.execution import Checkpoints
 from dinov2_core.distributed.checkpoint import (
     MARKER,
-    CheckpointNotWritten,
-    Retention,
     checkpoint_path,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
 from dinov2_core.distributed.mesh import Ranks, process_group
+from dinov2_core.errors import CheckpointError
 
 
 @pytest.fixture
@@ -38,7 +39,9 @@ def save(
         directory=directory,
         step=step,
         identity="settings",
-        retention=Retention(keep_last=keep_last, keep_every_steps=keep_every_steps),
+        retention=Checkpoints(
+            every_steps=1, keep_last=keep_last, keep_every_steps=keep_every_steps
+        ),
     )
 
 
@@ -89,7 +92,7 @@ def test_the_previous_checkpoint_replaces_a_damaged_one(
     DAMAGES[warning](save(tmp_path, step=2))
     with caplog.at_level(logging.WARNING):
         assert loaded(tmp_path)["step"] == 1
-    assert "step_00000002 is passed over" in caplog.text
+    assert "step_00000002 is skipped" in caplog.text
     assert warning in caplog.text
     save(tmp_path, step=2)
     assert loaded(tmp_path)["step"] == 2
@@ -112,10 +115,37 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_previous_one(
 ) -> None:
     save(tmp_path, step=1, keep_last=1)
     (tmp_path / "step_00000002").write_text("in the way")
-    with pytest.raises(CheckpointNotWritten, match="rank 0: NotADirectoryError"):
+    with pytest.raises(CheckpointError, match="rank 0: NotADirectoryError"):
         save(tmp_path, step=2, keep_last=1)
     (tmp_path / "step_00000002").unlink()
     assert loaded(tmp_path)["step"] == 1
+
+
+def test_a_full_disk_is_an_error_that_names_the_checkpoint(ranks: Ranks, tmp_path: Path) -> None:
+    """The limit on the size of files stands for the disk; PyTorch raises no `Exception` here."""
+    save(tmp_path, step=1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step_00000002 .*rank 0: .* MB are free in"):
+            save_checkpoint(
+                {"weight": torch.zeros(10**6)},
+                directory=tmp_path,
+                step=2,
+                identity="settings",
+                retention=Checkpoints(),
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert loaded(tmp_path)["step"] == 1
+
+
+def test_tensors_that_do_not_fit_are_an_error(ranks: Ranks, tmp_path: Path) -> None:
+    save(tmp_path, step=1)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    with pytest.raises(CheckpointError, match=r"step_00000001 could not be read .rank 0"):
+        load_checkpoint({"weight": torch.zeros(4)}, checkpoint=checkpoint)
 
 
 def test_a_damaged_later_one_does_not_displace_a_new_one(ranks: Ranks, tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from dinov2_core.config.execution import Checkpoints
 from dinov2_core.distributed.checkpoint import (
-    CheckpointNotWritten,
-    Retention,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
 )
 from dinov2_core.distributed.checkpoint_writer import CheckpointWriter
 from dinov2_core.distributed.mesh import Ranks, process_group
+from dinov2_core.errors import CheckpointError
 
-RETENTION = Retention(keep_last=2)
+RETENTION = Checkpoints(keep_last=2)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_checkpoint_holds_what_was_there_when_it_began(ranks: Ranks, tmp_path:
 def test_an_error_surfaces_at_the_next_checkpoint(ranks: Ranks, tmp_path: Path) -> None:
     state = {"weight": torch.zeros(3)}
     message = "step_00000002 could not be written"
-    with pytest.raises(CheckpointNotWritten, match=message), writer(tmp_path) as background:
+    with pytest.raises(CheckpointError, match=message), writer(tmp_path) as background:
         background.save(state, step=1)
         background.wait()
         (tmp_path / "step_00000002").write_text("in the way")
@@ -65,7 +65,7 @@ def test_an_error_surfaces_at_the_next_checkpoint(ranks: Ranks, tmp_path: Path) 
 
 def test_an_error_of_the_last_checkpoint_surfaces_at_the_end(ranks: Ranks, tmp_path: Path) -> None:
     (tmp_path / "step_00000001").write_text("in the way")
-    with pytest.raises(CheckpointNotWritten), writer(tmp_path) as background:
+    with pytest.raises(CheckpointError), writer(tmp_path) as background:
         background.save({"weight": torch.zeros(3)}, step=1)
 
 

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from dinov2_core.config.execution import Execution
 from dinov2_core.distributed.mesh import process_group
-from dinov2_core.distributed.sharding import Sharding, prefetch, shard_trained
+from dinov2_core.distributed.sharding import prefetch, shard_student
 from dinov2_core.weights.loading import load_weights
 
 RunRanks = Callable[..., list[int]]
@@ -95,9 +96,7 @@ def test_an_exported_teacher_holds_the_gathered_weights(
 
     module = Flat()
     path = outputs[2]["checkpoints"] / "teacher.safetensors"
-    report = load_weights(
-        module, load_file(path), source=str(path), resample=lambda positions, _side: positions
-    )
+    report = load_weights(module, load_file(path), source=str(path))
     assert set(report.loaded) == set(teacher)
     assert {name.partition(".")[0] for name in teacher} == {"backbone", "dino_head", "ibot_head"}
     for name, weight in teacher.items():
@@ -119,8 +118,13 @@ def test_recomputed_activations_change_no_gradient(precision: str) -> None:
         for recomputes in ("none", "full", "selective"):
             torch.manual_seed(0)
             module = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.GELU(), nn.Linear(8, 2)))
-            sharding = Sharding(precision=precision, recomputes_activations=recomputes)  # type: ignore[arg-type]
-            shard_trained([module], blocks=[module[1]], mesh=ranks.mesh, sharding=sharding)
+            shard_student(
+                [module],
+                blocks=nn.ModuleList([module[1]]),
+                mesh=ranks.mesh,
+                precision=precision,  # type: ignore[arg-type]
+                execution=Execution(recomputes_activations=recomputes),  # type: ignore[arg-type]
+            )
             module(torch.ones(3, 4)).float().sum().backward()
             names = [name for name, _ in module.named_parameters()]
             gradients.append([p.grad.to_local().clone() for p in module.parameters()])
@@ -168,8 +172,13 @@ def test_blocks_are_prefetched_both_ways() -> None:
     with process_group() as ranks:
         blocks = [nn.Linear(4, 4) for _ in range(3)]
         module = nn.Sequential(*blocks)
-        sharding = Sharding(precision="fp32")
-        shard_trained([module], blocks=blocks, mesh=ranks.mesh, sharding=sharding)
+        shard_student(
+            [module],
+            blocks=nn.ModuleList(blocks),
+            mesh=ranks.mesh,
+            precision="fp32",
+            execution=Execution(),
+        )
         prefetch(blocks)
         module(torch.ones(2, 4)).sum().backward()
         assert all(p.grad is not None for p in module.parameters())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import resource
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as reference
 
+from dinov2_core.errors import InputError, ObjectUnreadable
+from dinov2_core.evaluation.labelled_set import EncodedImage
 from dinov2_core.evaluation.preprocessing import (
-    EncodedImage,
     Preprocessing,
     decode,
     denormalise,
@@ -76,7 +79,7 @@ def test_batches_keep_order_and_number(tmp_path: Path, batch_size: int) -> None:
     for index in range(5):
         path = tmp_path / f"{index}.png"
         path.write_bytes(png(Image.new("L", (14, 14), 40 * index)))
-        images.append(EncodedImage(name=str(path), content=path))
+        images.append(EncodedImage(name=str(path), content=path.read_bytes))
     batches = list(preprocessed_batches(images, preprocessing=GREY, batch_size=batch_size))
     assert [len(batch) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
     together = torch.cat(batches)
@@ -96,17 +99,39 @@ def test_channels_follow_the_normalisation() -> None:
     assert decode(grey, num_channels=3).mode == "RGB"
 
 
-def test_a_broken_image_is_named(tmp_path: Path) -> None:
-    broken = [
-        EncodedImage(name="set.parquet row 7", content=png(picture(9, 9))[:60]),
-        EncodedImage(name="set.parquet row 7", content=b""),
-    ]
-    for encoded in broken:
-        with pytest.raises(ValueError, match=r"set\.parquet row 7 cannot be decoded"):
+def test_a_broken_image_is_named() -> None:
+    def unreadable() -> bytes:
+        raise ObjectUnreadable("6000000000 bytes are too many")
+
+    for content in (png(picture(9, 9))[:60], b"", unreadable):
+        encoded = EncodedImage(name="set.parquet#7", content=content)
+        with pytest.raises(InputError, match=r"set\.parquet#7 cannot be decoded"):
             list(preprocessed_batches([encoded], preprocessing=GREY, batch_size=1))
-    gone = EncodedImage(name="gone.png", content=tmp_path / "gone.png")
-    with pytest.raises(ValueError, match=r"gone.png cannot be read \(No such file"):
-        gone.read()
+
+
+@pytest.mark.parametrize("size", [(8000, 1), (1, 8000), (30_000, 20)])
+def test_a_thin_image_takes_little_memory(size: tuple[int, int]) -> None:
+    """Resized whole, 8000 x 1 pixels would become 1,792,000 x 224 of them: 1.2 GB."""
+    image = picture(*size)
+    large = replace(COLOUR, size_pixels=224)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = resize_and_crop(image, preprocessing=large)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kibibytes
+    assert pixels.shape == (224, 224, 3)
+
+
+def test_only_ends_far_from_the_centre_are_cut_off() -> None:
+    """One gray value for each half: the border stays in the middle."""
+    for width, height in ((640, 20), (20, 640), (6400, 20), (20, 6400)):
+        image = Image.new("RGB", (width, height), (50, 50, 50))
+        image.paste(
+            (200, 200, 200),
+            (width // 2 * (width > height), height // 2 * (height > width), width, height),
+        )
+        pixels = resize_and_crop(image, preprocessing=COLOUR)
+        halves = pixels if width > height else pixels.transpose(1, 0, 2)
+        np.testing.assert_array_equal(halves[:, :8], 50)
+        np.testing.assert_array_equal(halves[:, -8:], 200)
 
 
 @pytest.mark.parametrize(

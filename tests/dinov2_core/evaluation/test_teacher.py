@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from dinov2_core.config.backbone import Backbone, Dimensions
 from dinov2_core.config.objectives import Head
+from dinov2_core.errors import InputError
 from dinov2_core.evaluation.teacher import load_teacher
 from dinov2_core.models import build_backbone, build_head
 
@@ -37,5 +38,16 @@ def test_backbone_and_head_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
     exported(tmp_path / "t.safetensors")
-    with pytest.raises(RuntimeError, match="pos_embed"):
+    with pytest.raises(InputError, match="pos_embed"):
         load_teacher(tmp_path / "t.safetensors", backbone=BACKBONE, image_size_pixels=16)
+
+
+def test_a_file_without_a_head_or_damaged_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    tensors = exported(path)
+    save_file({k: v for k, v in tensors.items() if k.startswith("backbone.")}, path)
+    with pytest.raises(InputError, match="holds no dino_head"):
+        load_teacher(path, backbone=BACKBONE, image_size_pixels=8)
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match="not a safetensors file"):
+        load_teacher(path, backbone=BACKBONE, image_size_pixels=8)

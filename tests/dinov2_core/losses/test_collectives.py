@@ -16,7 +16,9 @@ from dinov2_core.losses.centering import CenteredTargets
 from dinov2_core.losses.collectives import gather_rows, log_sum_over_ranks, sum_over_ranks
 from dinov2_core.losses.koleo import koleo_loss
 from dinov2_core.losses.sinkhorn import sinkhorn_knopp
+from tests.dinov2_core.losses.dense import dense_targets
 
+REPOSITORY = Path(__file__).parents[3]
 SHARES = (slice(0, 5), slice(5, 12))
 
 
@@ -46,9 +48,9 @@ def results(rows: slice) -> dict[str, Any]:
     koleo = koleo_loss(features, neighbours="global_batch")
     koleo.backward()
     return {
-        "sinkhorn": sinkhorn.dense(),
-        "lopsided": lopsided.dense(),
-        "centered": centered.dense(),
+        "sinkhorn": dense_targets(sinkhorn),
+        "lopsided": dense_targets(lopsided),
+        "centered": dense_targets(centered),
         "center": centering.center,
         "koleo": koleo.detach(),
         "koleo_grad": features.grad,
@@ -63,7 +65,7 @@ def results(rows: slice) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     directory = tmp_path_factory.mktemp("ranks")
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     processes = [
         subprocess.Popen([sys.executable, __file__, str(rank), str(directory)], env=environment)
         for rank in range(2)
@@ -101,7 +103,7 @@ def test_a_rank_without_samples_takes_part(ranks: list[dict[str, Any]]) -> None:
         num_iterations=3,
     )
     assert ranks[0]["lopsided"].shape == (0, 23)
-    torch.testing.assert_close(ranks[1]["lopsided"], alone.dense(), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(ranks[1]["lopsided"], dense_targets(alone), atol=1e-6, rtol=1e-5)
 
 
 def test_averaged_koleo_and_its_gradient_are_those_of_one_process(

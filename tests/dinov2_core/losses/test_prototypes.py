@@ -17,6 +17,8 @@ from dinov2_core.losses.prototypes import (
     log_sum_exp,
 )
 from dinov2_core.losses.sinkhorn import sinkhorn_knopp
+from dinov2_core.losses.terms import LossInputs, Predictions
+from tests.dinov2_core.losses.dense import dense_targets
 
 
 def unit(*shape: int, seed: int) -> Tensor:
@@ -52,7 +54,7 @@ def test_expected_prototypes_equal_the_dense_product(chunk_size: int) -> None:
     prototypes = unit(23, 5, seed=3).requires_grad_()
     weights = torch.randn(7, 5, generator=torch.Generator().manual_seed(4))
     actual = expected_prototypes(assignments, prototypes=prototypes, chunk_size=chunk_size)
-    expected = assignments.dense() @ prototypes
+    expected = dense_targets(assignments) @ prototypes
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
     (grad,) = torch.autograd.grad((actual * weights).sum(), prototypes)
     (dense,) = torch.autograd.grad((expected * weights).sum(), prototypes)
@@ -87,7 +89,7 @@ def test_half_precision_prototypes_are_averaged_in_float32() -> None:
     assignments = make_assignments()
     prototypes = unit(23, 5, seed=3).bfloat16().requires_grad_()
     actual = expected_prototypes(assignments, prototypes=prototypes, chunk_size=6)
-    targets = assignments.dense().double()
+    targets = dense_targets(assignments).double()
     expected, half_a_bit = (
         targets @ prototypes.double(),
         2**-9 * (targets @ prototypes.abs().double()),
@@ -133,7 +135,7 @@ def test_no_samples_are_no_special_case() -> None:
 
 def test_health_counts_entropy_and_distinct_winners() -> None:
     assignments = make_assignments()
-    targets = assignments.dense()
+    targets = dense_targets(assignments)
     winners = (assignments.features @ assignments.prototypes.T).argmax(1)
     health = assignment_health(assignments, chunk_size=5)
     expected = -(targets * targets.log()).sum(1).mean()
@@ -200,14 +202,17 @@ def chunked_loss(
         teacher_features, prototypes=teacher_prototypes, temperature=0.07, num_iterations=3
     )
     num_samples = features.shape[0]
-    return ibot_loss(
-        targets,
-        features=features,
-        prototypes=prototypes,
+    predictions = Predictions(features=features, prototypes=prototypes, targets=targets)
+    empty = features.new_empty(num_samples, 0)
+    inputs = LossInputs(
+        global_crops=empty,
+        cls_tokens=empty,
+        patch_tokens=empty,
+        cls=predictions,
+        patches=predictions,
         mask_weights=features.new_ones(num_samples),
-        num_crops=num_samples,
-        student_temperature=0.1,
     )
+    return ibot_loss(inputs, student_temperature=0.1)["ibot"]
 
 
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dinov2_core.losses.sinkhorn import SinkhornTargets, sinkhorn_knopp
+from tests.dinov2_core.losses.dense import dense_targets
 
 
 def unit(*shape: int, seed: int) -> Tensor:
@@ -34,13 +35,15 @@ def test_assignments_equal_the_dense_alternation(num_iterations: int, chunk_size
     expected = dense_sinkhorn_knopp(
         features @ prototypes.T, temperature=0.07, num_iterations=num_iterations
     )
-    torch.testing.assert_close(actual.dense().double(), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(dense_targets(actual).double(), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_rows_sum_to_one_and_prototypes_weigh_the_same() -> None:
-    targets = sinkhorn_knopp(
-        unit(40, 5, seed=0), prototypes=unit(7, 5, seed=1), temperature=0.3, num_iterations=50
-    ).dense()
+    targets = dense_targets(
+        sinkhorn_knopp(
+            unit(40, 5, seed=0), prototypes=unit(7, 5, seed=1), temperature=0.3, num_iterations=50
+        )
+    )
     torch.testing.assert_close(targets.sum(1), torch.ones(40))
     torch.testing.assert_close(targets.sum(0), torch.full((7,), 40 / 7), atol=1e-3, rtol=0)
 
@@ -49,9 +52,9 @@ def test_long_prototypes_do_not_overflow() -> None:
     features, prototypes = unit(6, 5, seed=0), 50 * unit(11, 5, seed=1)
     actual = sinkhorn_knopp(features, prototypes=prototypes, temperature=0.4, num_iterations=3)
     expected = dense_sinkhorn_knopp(features @ prototypes.T, temperature=0.4, num_iterations=3)
-    torch.testing.assert_close(actual.dense().double(), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(dense_targets(actual).double(), expected, atol=1e-4, rtol=1e-3)
     hotter = sinkhorn_knopp(features, prototypes=prototypes, temperature=0.04, num_iterations=3)
-    assert torch.isfinite(hotter.dense()).all()  # scores of 1250: exp would overflow
+    assert torch.isfinite(dense_targets(hotter)).all()  # scores of 1250: exp would overflow
 
 
 def test_prototype_lengths_cancel_only_as_far_as_scores_do() -> None:
@@ -61,7 +64,7 @@ def test_prototype_lengths_cancel_only_as_far_as_scores_do() -> None:
     shifted = prototypes.clone()
     shifted[:, 4] = torch.linspace(-0.3, 0.3, 11)
     plain, moved = (
-        sinkhorn_knopp(features, prototypes=p, temperature=0.1, num_iterations=3).dense()
+        dense_targets(sinkhorn_knopp(features, prototypes=p, temperature=0.1, num_iterations=3))
         for p in (prototypes, shifted)
     )
     torch.testing.assert_close(plain, moved, atol=1e-5, rtol=1e-4)
@@ -71,7 +74,7 @@ def test_order_of_samples_is_kept() -> None:
     features, prototypes = unit(6, 5, seed=0), unit(11, 5, seed=1)
     order = torch.tensor([3, 1, 5, 0, 2, 4])
     plain, permuted = (
-        sinkhorn_knopp(x, prototypes=prototypes, temperature=0.1, num_iterations=3).dense()
+        dense_targets(sinkhorn_knopp(x, prototypes=prototypes, temperature=0.1, num_iterations=3))
         for x in (features, features[order])
     )
     torch.testing.assert_close(plain[order], permuted)
@@ -82,7 +85,7 @@ def test_module_passes_its_iterations_on() -> None:
     module = SinkhornTargets(num_iterations=2)
     assert not module.state_dict()
     expected = dense_sinkhorn_knopp(features @ prototypes.T, temperature=0.1, num_iterations=2)
-    actual = module(features, prototypes=prototypes, temperature=0.1).dense()
+    actual = dense_targets(module(features, prototypes=prototypes, temperature=0.1))
     torch.testing.assert_close(actual.double(), expected, atol=1e-6, rtol=1e-5)
 
 
@@ -91,9 +94,11 @@ def test_rows_that_only_pad_count_for_nothing() -> None:
     padded = torch.cat([features, features[:1].expand(3, -1)])
     is_sample = torch.arange(9) < 6
     plain, with_padding = (
-        sinkhorn_knopp(
-            rows, prototypes=prototypes, temperature=0.05, num_iterations=3, is_sample=samples
-        ).dense()
+        dense_targets(
+            sinkhorn_knopp(
+                rows, prototypes=prototypes, temperature=0.05, num_iterations=3, is_sample=samples
+            )
+        )
         for rows, samples in ((features, None), (padded, is_sample))
     )
     torch.testing.assert_close(with_padding[:6], plain, atol=1e-6, rtol=0)
@@ -101,11 +106,13 @@ def test_rows_that_only_pad_count_for_nothing() -> None:
 
 
 def test_nothing_but_padding_has_no_targets() -> None:
-    targets = sinkhorn_knopp(
-        unit(3, 5, seed=0),
-        prototypes=unit(11, 5, seed=1),
-        temperature=0.05,
-        num_iterations=3,
-        is_sample=torch.zeros(3, dtype=torch.bool),
-    ).dense()
+    targets = dense_targets(
+        sinkhorn_knopp(
+            unit(3, 5, seed=0),
+            prototypes=unit(11, 5, seed=1),
+            temperature=0.05,
+            num_iterations=3,
+            is_sample=torch.zeros(3, dtype=torch.bool),
+        )
+    )
     assert not targets.any()

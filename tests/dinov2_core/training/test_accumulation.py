@@ -12,6 +12,7 @@ from dinov2_core.config.backbone import Backbone, Dimensions
 from dinov2_core.config.objectives import DinoObjective, Head, IbotObjective
 from dinov2_core.config.training import Crops, TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
+from dinov2_core.losses.terms import CoupledTerm
 from dinov2_core.training.accumulation import accumulate_gradients
 from dinov2_core.training.student_teacher import StudentTeacher
 
@@ -60,21 +61,23 @@ def test_the_second_pass_drops_the_paths_of_the_first() -> None:
 
     torch.manual_seed(0)
     targets = other.teacher_targets(parts, temperature=0.05)
+    dino, koleo, ibot = other.terms
+    assert isinstance(koleo, CoupledTerm)
     cls: list[torch.Tensor] = []
 
-    def note(tokens: torch.Tensor) -> torch.Tensor:
+    def noted(tokens: torch.Tensor) -> dict[str, torch.Tensor]:
         cls.append(tokens)
-        return tokens.sum() * 0
+        return {"koleo": tokens.sum() * 0}
 
+    other.terms = (dino, CoupledTerm(weight=1.0, losses=noted), ibot)
     total = torch.zeros(())
     for part, own in zip(parts, targets.split(parts), strict=True):
-        terms = other.student_terms(part, targets=own, koleo=note)
-        total = total + (terms.dino_local + terms.dino_global + terms.ibot) / NUM_PARTS
+        total = total + other(part, targets=own).objective / NUM_PARTS
     crops = [tokens.chunk(2)[crop] for crop in (0, 1) for tokens in cls]
-    total = total + other.koleo_term(torch.cat(crops))
+    total = total + koleo.weight * koleo.losses(torch.cat(crops))["koleo"]
     total.backward()  # type: ignore[no-untyped-call]
     assert losses.total.item() == pytest.approx(total.item(), rel=1e-6)
-    assert losses.koleo != 0
+    assert losses.terms["koleo"] != 0
     for one, expected in zip(model.student.parameters(), other.student.parameters(), strict=True):
         assert one.grad is not None and expected.grad is not None
         assert (one.grad - expected.grad).norm() <= 1e-5 * expected.grad.norm()
@@ -86,10 +89,12 @@ def test_one_part_is_a_plain_step() -> None:
     losses = accumulate_gradients(
         model, [batch], teacher_temperature=0.05, before_backward=lambda: events.append(1)
     )
-    expected = other(batch, teacher_temperature=0.05)
-    expected.total.backward()
+    targets = other.teacher_targets([batch], temperature=0.05)
+    expected = other(batch, targets=targets)
+    expected.objective.backward()
     assert events == [1]
-    assert torch.equal(losses.total, expected.total)
+    assert torch.equal(losses.total, expected.objective)
+    assert losses.terms == expected.by_name
     for one, plain in zip(model.student.parameters(), other.student.parameters(), strict=True):
         assert one.grad is not None and plain.grad is not None
         assert torch.equal(one.grad, plain.grad)

@@ -10,12 +10,13 @@ import torch
 
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.distributed.mesh import process_group
+from dinov2_core.errors import SettingsError
 from dinov2_core.training import assembly
 from dinov2_core.training.assembly import adamw, shard_student_teacher
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.vit.attention import Attention
-from dinov2_core.vit.attention_kernels import KernelUnavailable
+from dinov2_core.vit.attention_kernels import KERNELS
 
 HEAD = {"num_prototypes": 16, "bottleneck_dim": 8, "hidden_dim": 16}
 
@@ -40,20 +41,20 @@ def assembled(**execution: Any) -> StudentTeacher:
 
 
 def kernels(model: StudentTeacher) -> list[str]:
-    return [module.kernel for module in model.modules() if isinstance(module, Attention)]
+    names = {function: name for name, function in KERNELS.items()}
+    return [names[module.attend] for module in model.modules() if isinstance(module, Attention)]
 
 
 def test_the_chosen_kernel_reaches_every_block_of_student_and_teacher(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert kernels(assembled()) == ["per_group"] * 4
-    monkeypatch.setattr(assembly, "fastest_kernel", lambda _device, dtype: "flex")
+    monkeypatch.setattr(assembly, "choose_kernel", lambda named, device, dtype: "flex")
     assert kernels(assembled()) == ["flex"] * 4
-    assert kernels(assembled(attention_kernel="per_group")) == ["per_group"] * 4
 
 
 def test_a_kernel_that_cannot_run_is_refused_before_any_step() -> None:
-    with pytest.raises(KernelUnavailable, match="attention_kernel varlen"):
+    with pytest.raises(SettingsError, match="attention_kernel varlen"):
         assembled(attention_kernel="varlen")
 
 

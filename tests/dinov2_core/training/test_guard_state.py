@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import socket
 import subprocess
@@ -19,11 +18,11 @@ from PIL import Image
 from dinov2_core.config.guards import CollapseWatch, Guards
 from dinov2_core.data.sampler import ImageOrder, rank_positions
 from dinov2_core.data.shards import ShardReader, ShardWriter
+from dinov2_core.errors import NonFiniteLoss
 from dinov2_core.training.guard_state import (
     Diagnosis,
     GuardState,
-    NonFiniteLoss,
-    collapse_signs,
+    collapse_warnings,
 )
 from dinov2_core.training.schedules import StepSchedule
 from dinov2_core.training.step_report import NonFiniteNumber
@@ -72,18 +71,34 @@ def outcome(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     errors = [process.communicate(timeout=100)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
     ranks = [torch.load(folder / f"rank_{rank}.pt") for rank in range(2)]
-    return {"ranks": ranks, "said": errors[0], "shards": folder / "shards"}
+    return {"ranks": ranks, "log": errors[0], "shards": folder / "shards"}
 
 
-def test_both_ranks_skip_and_nothing_changes(outcome: dict[str, Any]) -> None:
+KINDS = ["FaultyRun", "DeferredFaultyRun"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_ranks_skip_and_nothing_changes(outcome: dict[str, Any], kind: str) -> None:
     for rank in outcome["ranks"]:
-        assert [g["is_skipped"] for g in rank["guards"]] == [False, False, True, False]
-        assert rank["guards"] == outcome["ranks"][0]["guards"]
-        assert rank["changed"] == []
-        assert rank["is_finite"]
-        assert math.isfinite(rank["losses"][-1])
-        assert {"model.dino_targets.center", "model.ibot_targets.pending"} <= set(rank["names"])
-        assert any(name.endswith("exp_avg_sq") for name in rank["names"])
+        result = rank[kind]
+        assert [g["is_skipped"] for g in result["guards"]] == [False, False, True, False]
+        assert result["guards"] == outcome["ranks"][0][kind]["guards"]
+        assert result["changed"] == []
+        assert all(value.isfinite().all() for value in result["state"].values())
+        assert "nan" not in result["losses"][-1]
+        names = result["state"].keys()
+        assert {"model.dino_targets.center", "model.ibot_targets.pending"} <= names
+        assert any(name.endswith("exp_avg_sq") for name in names)
+
+
+def test_the_device_decides_as_the_host_does(outcome: dict[str, Any]) -> None:
+    for rank in outcome["ranks"]:
+        host, device = (rank[kind] for kind in KINDS)
+        assert host["losses"] == device["losses"]
+        assert host["guards"] == device["guards"]
+        assert host["state"].keys() == device["state"].keys()
+        for name, value in host["state"].items():
+            assert torch.equal(value, device["state"][name]), name
 
 
 def test_the_fault_is_traced_to_the_rank_and_its_images(outcome: dict[str, Any]) -> None:
@@ -98,14 +113,14 @@ def test_the_fault_is_traced_to_the_rank_and_its_images(outcome: dict[str, Any])
             ]
             for rank in range(2)
         ]
-    said = outcome["said"]
-    assert "skipped: step 2: " in said
-    assert "pixels of the crops are not finite on rank 1" in said
-    assert f"images of rank 1: {', '.join(names[1])}" in said
-    assert not any(name in said for name in names[0])
+    log = outcome["log"]
+    assert "skipped: step 2: " in log
+    assert "pixels of the crops are not finite on rank 1" in log
+    assert f"images of rank 1: {', '.join(names[1])}" in log
+    assert not any(name in log for name in names[0])
 
 
-def test_a_return_lowers_the_learning_rate_once_more_each_time() -> None:
+def test_a_rollback_lowers_the_learning_rate_once_more_each_time() -> None:
     guards = GuardState(Guards(rollback_learning_rate_factor=0.5))
     assert guards.lowered(SCHEDULE) == SCHEDULE
     for expected in (0.2, 0.1):
@@ -123,7 +138,7 @@ def test_only_steps_in_a_row_count() -> None:
     assert report.num_skipped == 3
 
 
-def test_a_diagnosis_is_raised_when_no_return_is_left() -> None:
+def test_a_diagnosis_is_raised_when_no_rollback_is_left() -> None:
     guards = GuardState(Guards(max_consecutive_skips=0, max_rollbacks=0))
     diagnosis = Diagnosis(
         step=7,
@@ -131,10 +146,10 @@ def test_a_diagnosis_is_raised_when_no_return_is_left() -> None:
         findings=("weights are not finite on ranks 0, 1",),
         images={1: tuple(f"sha{i}" for i in range(10))},
     )
-    guards.refuse_hopeless(diagnosis)
+    guards.raise_if_exhausted(diagnosis)
     guards.count(is_skipped=True)
     with pytest.raises(NonFiniteLoss) as raised:
-        guards.refuse_hopeless(diagnosis)
+        guards.raise_if_exhausted(diagnosis)
     assert str(raised.value).startswith(
         "step 7: koleo is inf on rank 1; weights are not finite on ranks 0, 1; images of rank 1: "
         "sha0, sha1, sha2, sha3, sha4, sha5, sha6, sha7 and 2 more; steps in a row"
@@ -153,12 +168,12 @@ def test_a_diagnosis_is_raised_when_no_return_is_left() -> None:
 )
 def test_a_crossed_threshold_is_named(indicators: dict[str, float], sentence: str) -> None:
     watch = CollapseWatch(grace_steps=5)
-    (sign,) = collapse_signs(watch, step=5, num_prototypes=1024, indicators=indicators)
-    assert sign.startswith(sentence)
-    assert not collapse_signs(watch, step=4, num_prototypes=1024, indicators=indicators)
+    (warning,) = collapse_warnings(watch, step=5, num_prototypes=1024, indicators=indicators)
+    assert warning.startswith(sentence)
+    assert not collapse_warnings(watch, step=4, num_prototypes=1024, indicators=indicators)
 
 
 def test_healthy_indicators_are_silent() -> None:
     healthy = {"effective_rank": 40.0, "teacher_entropy": 3.0, "prototype_usage": 0.9}
     watch = CollapseWatch(grace_steps=0)
-    assert not collapse_signs(watch, step=1, num_prototypes=1024, indicators=healthy)
+    assert not collapse_warnings(watch, step=1, num_prototypes=1024, indicators=healthy)

@@ -12,7 +12,6 @@ from dinov2_core.training.parameter_groups import (
     apply_schedule,
     multipliers,
     parameter_groups,
-    plain_name,
 )
 from dinov2_core.training.schedules import StepSchedule
 from dinov2_core.vit.transformer import VisionTransformer
@@ -97,34 +96,6 @@ def test_groups_are_fused_to_as_few_as_the_references() -> None:
     del student["dino_head"]
     # Tokens, patch weight, patch bias, weights and the rest of 12 blocks, final norm.
     assert len(parameter_groups(student, optimization=Optimization())) == 28
-
-
-def test_wrapping_changes_no_group() -> None:
-    plain, wrapped = make_student(depth=2), make_student(depth=2)
-    wrapped["backbone"].blocks[1] = torch.compile(wrapped["backbone"].blocks[1])
-    assert any("_orig_mod." in name for name, _ in wrapped.named_parameters())
-    compared = [
-        [
-            (group["lr"], group["learning_rate_multiplier"], [p.shape for p in group["params"]])
-            for group in parameter_groups(student, optimization=Optimization())
-        ]
-        for student in (plain, wrapped)
-    ]
-    assert compared[0] == compared[1]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "_orig_mod.backbone.blocks.0.attn.qkv.weight",
-        "backbone.blocks.0._checkpoint_wrapped_module.attn.qkv.weight",
-        "module.backbone._fsdp_wrapped_module.blocks.0._orig_mod.attn.qkv.weight",
-        "backbone.blocks.0._checkpoint_wrapped_module._orig_mod.attn.qkv.weight",
-        "backbone._orig_mod.blocks.0._orig_mod._checkpoint_wrapped_module.attn.qkv.weight",
-    ],
-)
-def test_wrapper_prefixes_are_removed(name: str) -> None:
-    assert plain_name(name) == "backbone.blocks.0.attn.qkv.weight"
 
 
 def test_frozen_parameters_have_no_group() -> None:

@@ -14,10 +14,12 @@ from torch import Tensor
 from dinov2_core.config.backbone import Backbone, Dimensions
 from dinov2_core.config.objectives import DinoObjective, Head, IbotObjective, SharedHead
 from dinov2_core.config.training import Crops, HeadWarmup, Optimization, TrainingConfig
+from dinov2_core.errors import InputError
 from dinov2_core.training.initialization import build_student_teacher
-from dinov2_core.training.starting_weights import load_starting_weights, resample_to_side
+from dinov2_core.training.starting_weights import load_starting_weights
 from dinov2_core.training.student_teacher import StudentTeacher
 from dinov2_core.weights.huggingface_layout import to_huggingface
+from dinov2_core.weights.loading import resample_to_side
 
 HEAD = Head(num_prototypes=8, bottleneck_dim=4, hidden_dim=8)
 CONFIG = TrainingConfig(
@@ -120,16 +122,16 @@ def test_a_network_of_timm_gives_its_own_tokens(path: Path, registers: str) -> N
 
 def test_heads_are_never_random_in_silence(path: Path) -> None:
     with pytest.raises(
-        ValueError,
+        InputError,
         match=r"holds no dino_head and no ibot_head, .* set head_warmup\.num_steps, .* to more than "
         r"optimization\.freeze_prototypes_steps 1, or give weights with heads",
     ):
         load_starting_weights(built(), path=saved(BARE, path))
     one = {name: tensor for name, tensor in GIVEN.items() if not name.startswith("ibot_head.")}
-    with pytest.raises(ValueError, match="holds no ibot_head, and heads"):
+    with pytest.raises(InputError, match="holds no ibot_head, and heads"):
         load_starting_weights(built(), path=saved(one, path))
     part = {name: tensor for name, tensor in GIVEN.items() if name != "ibot_head.mlp.0.bias"}
-    with pytest.raises(ValueError, match=r"lacks 1 parameters: ibot_head\.mlp\.0\.bias"):
+    with pytest.raises(InputError, match=r"lacks 1 parameters: ibot_head\.mlp\.0\.bias"):
         load_starting_weights(built(WARM), path=saved(part, path))
 
 
@@ -165,7 +167,7 @@ def test_another_architecture_names_the_setting(
     path: Path, backbone: dict[str, Any], message: str
 ) -> None:
     weights = teacher_of(built(**backbone))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         load_starting_weights(built(), path=saved(weights, path))
 
 
@@ -174,22 +176,22 @@ def test_other_heads_name_the_setting(path: Path) -> None:
     wide = Head(num_prototypes=9, bottleneck_dim=4, hidden_dim=8)
     config = CONFIG.model_copy(update={"ibot": IbotObjective(head=wide)})
     with pytest.raises(
-        ValueError, match=r"ibot_head has 8 prototypes .* set ibot\.head\.num_prototypes to 8"
+        InputError, match=r"ibot_head has 8 prototypes .* set ibot\.head\.num_prototypes to 8"
     ):
         load_starting_weights(built(config), path=path)
     shared = CONFIG.model_copy(update={"ibot": IbotObjective(head=SharedHead())})
-    with pytest.raises(ValueError, match=r"ibot\.head is shared; set ibot\.head\.kind to own"):
+    with pytest.raises(InputError, match=r"ibot\.head is shared; set ibot\.head\.kind to own"):
         load_starting_weights(built(shared), path=path)
 
 
 def test_what_is_not_explained_is_listed(path: Path) -> None:
     extra = GIVEN | {"backbone.adapter": torch.ones(1), "classifier": torch.ones(1)}
     with pytest.raises(
-        ValueError, match=r"also holds 2 parameters: backbone\.adapter, classifier;"
+        InputError, match=r"also holds 2 parameters: backbone\.adapter, classifier;"
     ):
         load_starting_weights(built(), path=saved(extra, path))
     less = {name: tensor for name, tensor in BARE.items() if "ls1" not in name}
-    with pytest.raises(ValueError, match=r"lacks 2 parameters: backbone\.blocks\.0\.ls1\.gamma"):
+    with pytest.raises(InputError, match=r"lacks 2 parameters: backbone\.blocks\.0\.ls1\.gamma"):
         load_starting_weights(built(WARM), path=saved(less, path))
 
 
@@ -202,15 +204,3 @@ def test_positions_of_another_grid_are_resampled(path: Path) -> None:
     assert report.resampled == ("backbone.pos_embed",)
     expected = resample_to_side(GIVEN["backbone.pos_embed"], 6)
     assert torch.equal(model.teacher.backbone.pos_embed, expected)
-
-
-def test_resampling_keeps_a_ramp_and_the_cls_position() -> None:
-    ramp = torch.arange(4.0)[:, None].expand(4, 4).reshape(1, 16, 1)
-    positions = torch.cat([torch.tensor([[[9.0]]]), ramp], dim=1)
-    resampled = resample_to_side(positions, 8)
-    assert resampled.shape == (1, 65, 1)
-    assert resampled[0, 0, 0] == 9
-    rows = resampled[0, 1:, 0].view(8, 8)
-    assert torch.allclose(rows, rows[:, :1].expand(8, 8), atol=1e-6)
-    assert (rows[1:, 0] > rows[:-1, 0]).all()
-    assert rows.mean() == pytest.approx(1.5, abs=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,6 @@ from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.distributed.mesh import Ranks, process_group
 from dinov2_core.training.loop import TrainingRun
-from dinov2_core.training.step_report import StepReport
 
 HEAD = Head(num_prototypes=40, bottleneck_dim=8, hidden_dim=24)
 CONFIG = TrainingConfig(
@@ -55,7 +55,7 @@ class InfiniteBatch:
 class FaultyRun(TrainingRun):
     """Rank 1 sees an infinite pixel at one step; every rank keeps its state around that step."""
 
-    def _step(self, loader: PretrainLoader, **options: object) -> tuple[StepReport, bool]:
+    def _step(self, loader: PretrainLoader, **options: object) -> Any:
         if self.num_steps_done != BAD_STEP:
             return super()._step(loader, **options)  # type: ignore[arg-type]
         self.before = self.own_state()
@@ -74,19 +74,27 @@ class FaultyRun(TrainingRun):
         }
 
 
+class DeferredFaultyRun(FaultyRun):
+    """Lets the device decide and reads its numbers a step later, as on CUDA."""
+
+    def __init__(self, config: TrainingConfig, **options: Any) -> None:
+        super().__init__(config, **options)
+        self._num_unread = 1
+
+
 def train(ranks: Ranks, shards: Path, output: Path) -> None:
-    """Train to the end; keeps what the bad step changed."""
-    run = FaultyRun(CONFIG, ranks=ranks, checkpoints=output / "checkpoints")
-    reports = list(run.steps(shards=shards, loader_threads=1))
-    changed = [k for k, v in run.before.items() if not torch.equal(v, run.after[k])]
-    result = {
-        "changed": changed,
-        "names": list(run.before),
-        "guards": [dataclasses.asdict(report.guards) for report in reports],
-        "losses": [report.losses["total"] for report in reports],
-        "is_finite": all(bool(v.isfinite().all()) for v in run.own_state().values()),
-    }
-    torch.save(result, output / f"rank_{ranks.rank}.pt")
+    """Train to the end, both ways; keeps what the bad step changed, and the last state."""
+    results = {}
+    for kind in (FaultyRun, DeferredFaultyRun):
+        run = kind(CONFIG, ranks=ranks, checkpoints=output / kind.__name__)
+        reports = list(run.steps(shards=shards, loader_threads=1))
+        results[kind.__name__] = {
+            "changed": [k for k, v in run.before.items() if not torch.equal(v, run.after[k])],
+            "guards": [dataclasses.asdict(report.guards) for report in reports],
+            "losses": [repr(report.losses) for report in reports],
+            "state": run.own_state(),
+        }
+    torch.save(results, output / f"rank_{ranks.rank}.pt")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from dinov2_core.errors import SettingsError
 from dinov2_core.vit.attention_kernels import (
+    KERNELS,
     Kernel,
-    KernelUnavailable,
-    attend,
-    check_kernel,
+    choose_kernel,
     crop_starts,
-    fastest_kernel,
     why_unavailable,
 )
 from dinov2_core.vit.packing import CropGroup
@@ -38,12 +37,16 @@ def masked_softmax(qkv: Tensor) -> Tensor:
     return (similarity.softmax(-1) @ value).transpose(0, 1).flatten(1)
 
 
+def attend(qkv: Tensor, kernel: Kernel) -> Tensor:
+    return KERNELS[kernel](qkv.view(NUM_ROWS, 3, NUM_HEADS, HEAD_DIM), groups=GROUPS)
+
+
 def assert_equals_masked_softmax(kernel: Kernel, qkv: Tensor, *, tolerance: float) -> None:
     weights = torch.randn(
         NUM_ROWS, NUM_HEADS * HEAD_DIM, generator=torch.Generator().manual_seed(1)
     )
     weights = weights.to(qkv.device)
-    attended = attend(qkv, groups=GROUPS, num_heads=NUM_HEADS, kernel=kernel)
+    attended = attend(qkv, kernel)
     (gradient,) = torch.autograd.grad((attended * weights).sum(), qkv)
     expected = masked_softmax(qkv)
     (expected_gradient,) = torch.autograd.grad((expected * weights).sum(), qkv)
@@ -63,7 +66,7 @@ def test_groups_one_by_one_equal_masked_softmax() -> None:
 def test_flex_equals_masked_softmax_where_a_cpu_can_run_it() -> None:
     with torch.no_grad():  # it has no backward pass on a CPU
         qkv = packed(torch.float32).detach()
-        attended = attend(qkv, groups=GROUPS, num_heads=NUM_HEADS, kernel="flex")
+        attended = attend(qkv, "flex")
     torch.testing.assert_close(attended.double(), masked_softmax(qkv), atol=2e-6, rtol=2e-6)
 
 
@@ -82,23 +85,22 @@ def test_kernels_of_a_gpu_equal_masked_softmax(kernel: Kernel) -> None:
 @pytest.mark.gpu
 def test_a_gpu_takes_a_packed_kernel_in_half_precision_only() -> None:
     device = torch.device("cuda", 0)
-    assert fastest_kernel(device, dtype=torch.bfloat16) in ("varlen", "xformers")
-    assert fastest_kernel(device, dtype=torch.float32) == "per_group"
+    half, full = torch.bfloat16, torch.float32
+    assert choose_kernel("fastest", device=device, dtype=half) in ("varlen", "xformers")
+    assert choose_kernel("fastest", device=device, dtype=full) == "per_group"
 
 
 def test_a_cpu_computes_group_by_group() -> None:
-    assert fastest_kernel(CPU, dtype=torch.bfloat16) == "per_group"
-    assert fastest_kernel(CPU, dtype=torch.float32) == "per_group"
+    for dtype in (torch.bfloat16, torch.float32):
+        assert choose_kernel("fastest", device=CPU, dtype=dtype) == "per_group"
 
 
 @pytest.mark.parametrize("kernel", ["varlen", "xformers", "flex"])
 def test_a_named_kernel_that_cannot_run_is_refused(kernel: Kernel) -> None:
-    named = (
-        f"attention_kernel {kernel} does not run on cpu .* choose fastest, which takes per_group"
-    )
-    with pytest.raises(KernelUnavailable, match=named):
-        check_kernel(kernel, device=CPU, dtype=torch.bfloat16)
-    check_kernel("per_group", device=CPU, dtype=torch.bfloat16)
+    named = f"attention_kernel {kernel} does not run on cpu .* choose fastest, which is per_group"
+    with pytest.raises(SettingsError, match=named):
+        choose_kernel(kernel, device=CPU, dtype=torch.bfloat16)
+    assert choose_kernel("per_group", device=CPU, dtype=torch.bfloat16) == "per_group"
 
 
 def test_crops_start_where_the_one_before_ends() -> None:

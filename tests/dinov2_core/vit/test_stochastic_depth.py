@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from dinov2_core.vit.packing import CropGroup
-from dinov2_core.vit.stochastic_depth import add_residual, keep_crops
+from dinov2_core.vit.stochastic_depth import add_residual
 
 GROUPS = (CropGroup(num_crops=6, num_tokens=3), CropGroup(num_crops=10, num_tokens=2))
 
@@ -52,7 +52,14 @@ def test_rate_zero_computes_all_crops_and_draws_nothing() -> None:
 
 @pytest.mark.parametrize(("drop_rate", "num_kept"), [(0.1, 5), (0.3, 4), (0.5, 3), (0.99, 1)])
 def test_at_least_one_crop_is_kept(drop_rate: float, num_kept: int) -> None:
+    tokens = torch.zeros(18, 4)
     with torch.random.fork_rng():
-        kept = keep_crops(GROUPS[:1], drop_rate=drop_rate, device=torch.device("cpu"))
-    assert kept.groups == (CropGroup(num_crops=num_kept, num_tokens=3),)
-    assert kept.scales == (6 / num_kept,)
+        summed = add_residual(
+            tokens,
+            branch=lambda tokens, groups: torch.ones_like(tokens),
+            groups=GROUPS[:1],
+            drop_rate=drop_rate,
+        )
+    crops = summed.view(6, 3 * 4)
+    assert (crops != 0).all(dim=1).sum() == num_kept
+    assert set(crops.unique().tolist()) == {0.0, torch.tensor(6 / num_kept).item()}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from dinov2_core.errors import InputError
 from dinov2_core.weights.reading import read_state_dict
 
 TENSORS = {"norm.weight": torch.ones(2), "norm.bias": torch.zeros(2)}
@@ -47,28 +48,31 @@ class Malice:
 def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
     path, touched = tmp_path / "evil.pth", tmp_path / "touched"
     path.write_bytes(pickle.dumps({"norm.weight": Malice(touched)}, protocol=2))
-    with pytest.raises(ValueError, match="not loaded because it could run code"):
+    with pytest.raises(InputError, match="not loaded because it could run code"):
         read_state_dict(path)
     torch.save({"norm.weight": Malice(touched)}, path)
-    with pytest.raises(ValueError, match="could run code"):
+    with pytest.raises(InputError, match="could run code"):
         read_state_dict(path)
     assert not touched.exists()
 
 
-def test_what_is_no_state_dict_is_told(tmp_path: Path) -> None:
+def test_what_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.pth"
-    with pytest.raises(ValueError, match="do not exist"):
+    with pytest.raises(InputError, match="cannot be read .No such file"):
         read_state_dict(path)
     path.write_bytes(b"not one")
-    with pytest.raises(ValueError, match="are not a safetensors file"):
+    with pytest.raises(InputError, match="are not a safetensors file"):
         read_state_dict(path)
     torch.save(TENSORS, path)
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="are damaged"):
+    with pytest.raises(InputError, match="are damaged"):
+        read_state_dict(path)
+    torch.save({1: torch.ones(1)}, path)
+    with pytest.raises(InputError, match=r"hold no state dict but \[1\]"):
         read_state_dict(path)
     torch.save({"lr": 0.1, "teacher": 3}, path)
-    with pytest.raises(ValueError, match=r"hold no state dict but \['lr', 'teacher'\]"):
+    with pytest.raises(InputError, match=r"hold no state dict but \['lr', 'teacher'\]"):
         read_state_dict(path)
     torch.save([torch.ones(1)], path)
-    with pytest.raises(ValueError, match="hold no state dict but list"):
+    with pytest.raises(InputError, match="hold no state dict but list"):
         read_state_dict(path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from pipelines.__main__ import main
 from pipelines.graph.dinov2 import compile_pipeline
-from pipelines.spec.pipeline_spec import load_spec
+from pipelines.spec.pipeline_spec import STAGES, load_spec
 from tests.golden.compiled import CONTEXT, GOLDEN, VOLUME, portable_spec
+from tests.pipelines.specs import REPOSITORY
 
 
 @pytest.fixture
@@ -29,26 +32,24 @@ def test_compilation_equals_the_golden_file(spec_path: Path, tmp_path: Path) -> 
     assert text == GOLDEN.read_text(), "if this is meant: python -m tests.golden.compiled"
 
 
-def test_two_processes_compile_the_same_bytes(spec_path: Path, tmp_path: Path) -> None:
-    outputs = [tmp_path / f"{i}.yaml" for i in range(2)]
-    for i, output in enumerate(outputs):
-        subprocess.run(
-            [sys.executable, "-m", "pipelines", "compile", spec_path, "-o", output],
-            check=True,
-            env={"PYTHONHASHSEED": str(i), "PATH": ""},
-            capture_output=True,
-        )
-    assert outputs[0].read_bytes() == outputs[1].read_bytes()
-
-
-def test_compiling_loads_no_heavy_library(spec_path: Path, tmp_path: Path) -> None:
+def test_another_process_compiles_the_same_bytes_and_loads_no_heavy_library(
+    spec_path: Path, tmp_path: Path
+) -> None:
+    here, there = tmp_path / "here.yaml", tmp_path / "there.yaml"
+    assert main(["compile", str(spec_path), "-o", str(here)]) == 0
     code = (
-        "import sys; from pipelines.__main__ import main; "
-        f"main(['compile', {str(spec_path)!r}, '-o', {str(tmp_path / 'p.yaml')!r}]); "
+        "import sys; from pipelines.__main__ import main; main(sys.argv[1:]); "
         "print(sorted({'torch', 'mlflow', 'boto3'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "compile", str(spec_path), "-o", str(there)],
+        check=True,
+        env={"PYTHONHASHSEED": "1", "PYTHONPATH": str(REPOSITORY), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.splitlines()[-1] == "[]"
+    assert here.read_bytes() == there.read_bytes()
 
 
 @pytest.fixture
@@ -88,19 +89,36 @@ def test_kubeflow_keeps_its_name_based_cache_out(document: dict[str, Any]) -> No
         assert task["cachingOptions"] in ({}, {"enableCache": False})
 
 
+HELP = """
+import contextlib, io, json, runpy, sys
+helps = {}
+for module in sys.argv[1:]:
+    output = io.StringIO()
+    sys.argv[1:] = ["--help"]
+    with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    helps[module] = output.getvalue()
+print(json.dumps(helps))
+"""
+
+
 def test_flags_of_the_components_are_those_of_the_programs(document: dict[str, Any]) -> None:
     """Every flag that a component passes is one that its program knows, and no other is required."""
     executors = document["deploymentSpec"]["executors"]
-    assert len(executors) == 5
-    for executor in executors.values():
-        container = executor["container"]
-        module = container["command"][2]
-        flags = [arg for arg in container["args"] if arg.startswith("--")]
-        done = subprocess.run(
-            [sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True
-        )
-        unknown = [flag for flag in flags if flag not in done.stdout]
-        assert not unknown, (module, unknown)
+    containers = [executor["container"] for executor in executors.values()]
+    assert len(containers) == len(STAGES)
+    modules = {container["command"][2] for container in containers}
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *modules], capture_output=True, text=True, check=True
+    )
+    helps = json.loads(done.stdout)
+    for container in containers:
+        module, arguments = container["command"][2], container["args"]
+        flags = {arg for arg in arguments if arg.startswith("--")}
+        usage = helps[module].partition("options:")[0]
+        assert not [flag for flag in flags if flag not in usage], module
+        required = re.findall(r"(?<!\[)(--[\w-]+)", usage)
+        assert set(required) <= flags, module
 
 
 PLACEMENT = """

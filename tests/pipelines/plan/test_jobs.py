@@ -44,7 +44,7 @@ def test_the_planned_job_is_the_launchers_but_for_what_the_step_adds(
     launch = read_launch(text)
     assert not isinstance(launch, Processes)
     job = Job(
-        phase="finetune",
+        stage_name="finetune",
         stage=spec.finetune_stage,
         context=cluster_context(spec, workdir=target.workdir).model_copy(update={"run_id": RUN}),
         directory=f"s3://bucket/runs/stages/finetune/{WORK}",

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from dinov2_core.config.training import HighResolution
-from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
+from dinov2_core.errors import InputError
+from pipelines.spec.pipeline_spec import STAGES, PipelineSpec, load_spec
 from pipelines.spec.problems import SpecError
 from tests.pipelines.specs import DEMO, REPOSITORY, changed, demo_values, write_spec
 
@@ -43,7 +44,7 @@ def test_paths_of_embedders_are_rooted_too(tmp_path: Path) -> None:
     values = changed(demo_values(), {"curate__embedding": embedding})
     spec = load_spec(write_spec(values, tmp_path / "s.yaml"))
     assert spec.curate.embedding.weights_file == str(tmp_path / "sscd.pt")
-    assert spec.curate.embedding.weights_file in spec.local_places
+    assert spec.local_paths["curate.embedding.path"] == str(tmp_path / "sscd.pt")
 
 
 def test_a_remote_prefix_stays_as_it_is(tmp_path: Path) -> None:
@@ -90,7 +91,19 @@ def test_a_remote_prefix_stays_as_it_is(tmp_path: Path) -> None:
             {"registry__gate__metric": "x/knn_top1"},
             "registry.gate.metric: 'x/knn_top1' is not measured; choose one of fashion_mnist/knn_top1",
         ),
-        ({"evaluation_sets": []}, "images.planted.leaks"),
+        ({"evaluation_sets": []}, "images.synthetic_defects.leaks"),
+        (
+            {"evaluation_sets": [], "images": {"uri": "a", "planted": {"leaks": 3}}},
+            "images.planted.leaks: 3 cannot be made without evaluation_sets",
+        ),
+        (
+            {"images": {"uri": "a", "planted": {"leaks": -3}}},
+            "images.planted.leaks: -3 is wrong: input should be greater than or equal to 0",
+        ),
+        (
+            {"curate__verification": {"kind": "registration", "near_threshold": 2.0}},
+            "curate.verification.near_threshold: 2.0 is wrong",
+        ),
         (
             {"tracking": {"uri": "http://me:secret@host:5000"}},
             "holds a password or token; take it out and set MLFLOW_TRACKING_USERNAME",
@@ -123,18 +136,38 @@ def test_every_mistake_has_its_path_and_its_remedy(
     assert expected in problems(changed(demo_values(), changes), tmp_path)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_listed_at_once(tmp_path: Path) -> None:
     changes = {"pretrain__learning__seed": -1, "finetune__num_steps": 0, "nam": "x"}
     text = problems(changed(demo_values(), changes), tmp_path)
     assert len(text.splitlines()) == 3
 
 
 def test_a_missing_file_and_broken_yaml_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="No such file"):
+    with pytest.raises(InputError, match="No such file"):
         load_spec(tmp_path / "none.yaml")
     (tmp_path / "broken.yaml").write_text("name: [")
-    with pytest.raises(SpecError, match="is not YAML"):
+    with pytest.raises(InputError, match="is not YAML"):
         load_spec(tmp_path / "broken.yaml")
+
+
+def test_a_spec_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("- name: demo\n")
+    with pytest.raises(SpecError, match="spec: .*should be an object"):
+        load_spec(tmp_path / "spec.yaml")
+
+
+def test_numbers_are_written_as_people_write_them(tmp_path: Path) -> None:
+    values = changed(demo_values(), {"pretrain__learning__optimization__base_learning_rate": 0.5})
+    path = write_spec(values, tmp_path / "spec.yaml")
+    path.write_text(path.read_text().replace("base_learning_rate: 0.5", "base_learning_rate: 6e-3"))
+    assert load_spec(path).pretrain.learning.optimization.base_learning_rate == 0.006
+
+
+def test_every_stage_has_its_resources_and_its_place_in_the_order() -> None:
+    spec = load_spec(DEMO)
+    assert list(STAGES) == ["curate", "pretrain", "finetune", "evaluate", "register"]
+    named = {STAGES[name].resources: spec.resources.of(name) for name in STAGES}
+    assert named == dict(spec.resources)
 
 
 def test_the_secret_of_a_tracking_uri_is_not_repeated(tmp_path: Path) -> None:

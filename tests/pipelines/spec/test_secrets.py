@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from pipelines.spec.pipeline_spec import PipelineSpec, load_spec
 from pipelines.spec.problems import SpecError
-from pipelines.spec.secrets import secret_places
+from pipelines.spec.secrets import find_secrets
 from tests.pipelines.specs import changed, demo_values, small_values, write_spec
 
 SECRETS = [
@@ -25,10 +25,10 @@ SECRETS = [
 
 @pytest.mark.parametrize("secret", SECRETS)
 def test_each_kind_is_found_and_not_shown(secret: str) -> None:
-    ((path, message),) = secret_places({"a": [{"b": secret}, 1, None], "c": "s3://bucket/x"})
-    assert path == "a.0.b"
-    assert "take it out" in message
-    assert "hunter2" not in message
+    (problem,) = find_secrets({"a": [{"b": secret}, 1, None], "c": "s3://bucket/x"})
+    assert problem.path == "a.0.b"
+    assert "take it out" in problem.message
+    assert "hunter2" not in str(problem)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_each_kind_is_found_and_not_shown(secret: str) -> None:
     ],
 )
 def test_what_is_no_secret_passes(value: str) -> None:
-    assert secret_places([value]) == []
+    assert find_secrets([value]) == []
 
 
 @pytest.mark.parametrize(
