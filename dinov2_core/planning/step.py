@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW
@@ -21,7 +21,8 @@ from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.device_kind import planned_for
 from dinov2_core.distributed.mesh import Ranks, device_mesh
 from dinov2_core.distributed.sharding import prefetch
-from dinov2_core.planning.ledger import Ledger
+from dinov2_core.planning.cost_tracker import CostTracker
+from dinov2_core.planning.extrapolation import StepTrace, extrapolated
 from dinov2_core.training.accumulation import accumulate_gradients
 from dinov2_core.training.assembly import adamw, shard_student_teacher
 from dinov2_core.training.batches import mask_recipe
@@ -30,12 +31,16 @@ from dinov2_core.training.schedules import schedule_at
 from dinov2_core.training.student_teacher import StudentTeacher
 
 CROP_DEVIATIONS = 3.0
-"""Standard deviations above the mean at which a rank's masked patches are planned for."""
+"""Standard deviations above the mean that a rank's masked patches are planned with."""
+SHALLOW_DEPTH = 4
+"""Of the smaller model that a deep one is extrapolated from: two blocks have neighbours."""
+DEEP = 16
+"""Blocks from which on two shallow models are traced instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCost:
-    """What one optimizer step takes of one rank."""
+    """What one optimizer step takes on one rank."""
 
     peak_bytes: int
     """Most memory that tensors hold at once."""
@@ -52,15 +57,16 @@ class StepCost:
     """Number of collectives by kind."""
 
     @classmethod
-    def of(cls, ledger: Ledger) -> StepCost:
-        """What was written down since the ledger's last restart."""
+    def of(cls, trace: StepTrace) -> StepCost:
+        """The cost of a traced step; its peak is the first of the largest."""
+        peak = max(trace.segments, key=lambda segment: segment.peak_bytes)
         return cls(
-            peak_bytes=ledger.peak_bytes,
-            memory_bytes=ledger.peak,
-            flops=dict(ledger.flops),
-            moved_bytes=ledger.moved_bytes,
-            sent_bytes=dict(ledger.sent),
-            calls=dict(ledger.calls),
+            peak_bytes=peak.peak_bytes,
+            memory_bytes=peak.memory_bytes,
+            flops=trace.flops,
+            moved_bytes=trace.moved_bytes,
+            sent_bytes=trace.sent_bytes,
+            calls=trace.calls,
         )
 
 
@@ -71,11 +77,13 @@ def trace_step(
     num_replicas: int = 1,
     kind: Literal["cuda", "cpu"] = "cuda",
     num_masked: int | None = None,
+    extrapolates: bool = True,
 ) -> StepCost:
     """Memory, work and traffic of one step of one rank, without data, device or other ranks.
 
     Student and teacher are built, sharded over ranks that do not exist and stepped once by the
-    code that trains, under torch's fake tensors. Not counted is what no tensor holds: the device's
+    code that trains, under torch's fake tensors. Of a deep model two shallow ones are traced and
+    extrapolated, which gives the same numbers. Not counted is what no tensor holds: the device's
     context, buffers of NCCL and cuBLAS, fragments of the allocator, temporary memory inside
     kernels. Compiled blocks are counted as if they were not compiled.
 
@@ -83,29 +91,61 @@ def trace_step(
         config: What is learned; its global batch is divided over the ranks.
         world_size: Ranks in all.
         num_replicas: Copies of the model; divides world_size.
-        kind: Device whose attention and losses are taken.
+        kind: Device whose attention and losses are traced.
         num_masked: Masked patches of the rank; None is `masked_patches`.
+        extrapolates: False traces a deep model as it is.
     """
     execution = config.execution.model_copy(
         update={"compiles_blocks": False, "attention_kernel": "per_group"}
     )
     config = config.model_copy(update={"execution": execution})
-    num_images = config.optimization.global_batch_size // world_size
     if num_masked is None:
         num_masked = masked_patches(config, world_size=world_size)
+
+    def trace(depth: int) -> StepTrace:
+        return _trace(
+            _with_depth(config, depth),
+            world_size=world_size,
+            num_replicas=num_replicas,
+            kind=kind,
+            num_masked=num_masked,
+        )
+
+    depth = config.backbone.dimensions.depth
+    if depth < DEEP or not extrapolates:
+        return StepCost.of(trace(depth))
+    shallow, deeper = trace(SHALLOW_DEPTH), trace(SHALLOW_DEPTH + 1)
+    return StepCost.of(extrapolated(shallow, deeper, num_more=depth - SHALLOW_DEPTH))
+
+
+def _with_depth(config: TrainingConfig, depth: int) -> TrainingConfig:
+    dimensions = config.backbone.dimensions.model_copy(update={"depth": depth})
+    backbone = config.backbone.model_copy(update={"architecture": dimensions})
+    return config.model_copy(update={"backbone": backbone})
+
+
+def _trace(
+    config: TrainingConfig,
+    *,
+    world_size: int,
+    num_replicas: int,
+    kind: Literal["cuda", "cpu"],
+    num_masked: int,
+) -> StepTrace:
+    num_images = config.optimization.global_batch_size // world_size
     with (
         _absent_ranks(world_size=world_size, num_replicas=num_replicas) as ranks,
         planned_for(kind),
     ):
         model = _sharded(config, ranks=ranks, kind=kind)
-        ledger = Ledger(rows=num_images)
-        with FakeTensorMode(allow_non_fake_inputs=True), ledger:
+        tracker = CostTracker(rows=num_images)
+        with FakeTensorMode(allow_non_fake_inputs=True), tracker:
             _fill(model)
-            ledger.purpose = "batch"
+            tracker.begin_segment("batch")
             batches = _batches(config, num_images=num_images, num_masked=num_masked)
             optimizer = adamw(model, config=config)
-            take_step(model, batches, optimizer=optimizer, config=config, ledger=ledger)
-    return StepCost.of(ledger)
+            take_step(model, batches, optimizer=optimizer, config=config, tracker=tracker)
+    return StepTrace.of(tracker)
 
 
 def take_step(
@@ -114,38 +154,53 @@ def take_step(
     *,
     optimizer: AdamW,
     config: TrainingConfig,
-    ledger: Ledger,
+    tracker: CostTracker,
 ) -> None:
-    """The step of `TrainingRun` under a ledger: gradients, clipping, AdamW, moving average."""
-    ledger.claim(model.student.parameters(), "student")
-    ledger.claim(model.teacher.parameters(), "teacher")
+    """The step of `TrainingRun` under a tracker: gradients, clipping, AdamW, moving average."""
+    tracker.tag(model.student.parameters(), "student")
+    tracker.tag(model.teacher.parameters(), "teacher")
     moments = (value for state in optimizer.state.values() for value in state.values())
-    ledger.claim(moments, "optimizer")
+    tracker.tag(moments, "optimizer")
 
-    def now(purpose: str) -> Callable[..., None]:
-        def note(*_: object) -> None:
-            ledger.purpose = purpose
-
-        return note
+    def begin(purpose: str) -> Callable[..., None]:
+        return lambda *_: tracker.begin_segment(purpose)
 
     for backbone in (model.student.backbone, model.teacher.backbone):
-        backbone.register_forward_pre_hook(now("activations"), prepend=True)
-        backbone.register_forward_hook(now("heads and losses"))
-    ledger.restart()
+        backbone.register_forward_pre_hook(begin("activations"), prepend=True)
+        backbone.register_forward_hook(begin("heads and losses"))
+        for block in backbone.blocks:
+            _begin_segments_at(block, tracker)
+    tracker.restart("batch")
     schedule = schedule_at(0, config=config)
     accumulate_gradients(
         model,
         batches,
         teacher_temperature=schedule.teacher_temperature,
-        before_backward=now("backward"),
+        before_backward=begin("backward"),
     )
     gradients = (p.grad for p in model.student.parameters() if p.grad is not None)
-    ledger.claim(gradients, "gradients")
-    ledger.purpose = "optimizer"
+    tracker.tag(gradients, "gradients")
+    tracker.begin_segment("optimizer")
     model.clip_gradients(config.optimization.clip_norm)
     apply_schedule(optimizer, schedule=schedule)
+    tracker.begin_segment()
     optimizer.step()
+    tracker.begin_segment()
     model.update_teacher(schedule.teacher_momentum)
+
+
+def _begin_segments_at(block: nn.Module, tracker: CostTracker) -> None:
+    """Start a segment where a block's forward pass ends, and where its backward pass begins."""
+
+    def begin(_: Tensor) -> None:
+        tracker.begin_segment()
+
+    def end_of_forward(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        tracker.begin_segment()
+        if output.requires_grad:
+            output.register_hook(begin)  # type: ignore[no-untyped-call]
+
+    block.register_forward_hook(end_of_forward)
 
 
 def masked_patches(config: TrainingConfig, *, world_size: int) -> int:

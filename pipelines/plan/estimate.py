@@ -12,7 +12,7 @@ from dinov2_core.config.training import TrainingConfig
 from dinov2_core.planning.step import StepCost
 from dinov2_core.training.student_teacher import StudentTeacher
 from pipelines.plan.alternatives import Proposal, proposals, stage_of
-from pipelines.plan.cost import cost_and_time, peak_gib
+from pipelines.plan.cost import cost_and_time, peak_gib, trace_in_parallel
 from pipelines.plan.hardware import GIB, Hardware, StepTime, step_time
 from pipelines.spec.pipeline_spec import PipelineSpec
 
@@ -21,6 +21,7 @@ IMAGE_BYTES = 110_000
 STATE_BYTES = 16
 """Of a checkpoint per parameter: student, teacher and both moments, float32."""
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)
+STAGES = ("pretrain", "finetune")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +86,12 @@ def plan_stages(
         price_per_gpu_hour: Of one device, any currency.
         scales: Whether to work out other numbers of ranks.
     """
+    stages = [stage_of(spec, name) for name in STAGES]
+    ends = [end for stage in stages for end in _ends(stage).values()] if scales else []
+    trace_in_parallel([*stages, *ends], hardware)
     return tuple(
         _plan(name, spec, hardware=hardware, price=price_per_gpu_hour, scales=scales)
-        for name in ("pretrain", "finetune")
+        for name in STAGES
     )
 
 
@@ -150,9 +154,7 @@ def scaling(stage: TrainStage, hardware: Hardware) -> tuple[ScalingRow, ...]:
     the ranks of a replica, which stay as many as they are.
     """
     ranks = [world for world in RANKS if _fits_batch(stage, world)]
-    if not ranks:
-        return ()
-    ends = {world: cost_and_time(_on(stage, world), hardware)[0] for world in (ranks[0], ranks[-1])}
+    ends = {world: cost_and_time(end, hardware)[0] for world, end in _ends(stage).items()}
     rows: list[ScalingRow] = []
     for world in ranks:
         cost = _between(ends, world=world)
@@ -172,6 +174,12 @@ def scaling(stage: TrainStage, hardware: Hardware) -> tuple[ScalingRow, ...]:
             )
         )
     return tuple(rows)
+
+
+def _ends(stage: TrainStage) -> dict[int, TrainStage]:
+    """The stage on the fewest and the most ranks that its batch divides into."""
+    ranks = [world for world in RANKS if _fits_batch(stage, world)]
+    return {world: _on(stage, world) for world in (*ranks[:1], *ranks[-1:])}
 
 
 def _between(ends: Mapping[int, StepCost], *, world: int) -> StepCost:

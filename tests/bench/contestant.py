@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.shards import ShardReader
 from dinov2_core.distributed.mesh import process_group
-from dinov2_core.planning.ledger import Ledger
+from dinov2_core.planning.cost_tracker import CostTracker
 from dinov2_core.training.batches import mask_recipe
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.schedules import schedule_at
@@ -46,11 +46,11 @@ def main() -> None:
         shards = Path(folder) / "shards"
         write_shards(shards)
         steps = contestant(shards)
-        with Ledger() as ledger:
+        with CostTracker() as tracker:
             next(steps)
-            ledger.restart()
+            tracker.restart("other")
             next(steps)
-        tell(num_flops=counted_flops(lambda: next(steps)), tensor_bytes=ledger.peak_bytes)
+        tell(num_flops=counted_flops(lambda: next(steps)), tensor_bytes=tracker.peak.peak_bytes)
         for line in sys.stdin:
             if line.strip() == PROFILE:
                 tell(operators=profiled_operators(lambda: next(steps)))

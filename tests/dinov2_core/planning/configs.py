@@ -17,12 +17,15 @@ def small_config(
     accumulation_steps: int = 1,
     global_batch_size: int = 16,
     global_crop_size_pixels: int = 112,
+    embed_dim: int = 192,
+    depth: int = 4,
 ) -> TrainingConfig:
-    """Four blocks of width 192: some ten megabytes of parameters and of activations."""
+    """By default four blocks: some ten megabytes of parameters and of activations."""
     head = Head(num_prototypes=2048, bottleneck_dim=64, hidden_dim=256)
     return TrainingConfig(
         backbone=Backbone(
-            architecture=Dimensions(embed_dim=192, depth=4, num_heads=4), patch_size_pixels=14
+            architecture=Dimensions(embed_dim=embed_dim, depth=depth, num_heads=4),
+            patch_size_pixels=14,
         ),
         crops=Crops(
             global_crop_size_pixels=global_crop_size_pixels,

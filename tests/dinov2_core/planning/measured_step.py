@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.data.batch import PretrainBatch
 from dinov2_core.distributed.mesh import process_group
-from dinov2_core.planning.ledger import Ledger
+from dinov2_core.planning.cost_tracker import CostTracker
 from dinov2_core.planning.step import take_step
 from dinov2_core.training.assembly import adamw, shard_student_teacher
 from dinov2_core.training.initialization import build_student_teacher
@@ -49,8 +49,8 @@ def allocator_peak(recorded: profile) -> int:
 
 
 def measure(config: TrainingConfig, *, num_masked: int) -> tuple[int, int]:
-    """Peak bytes of a real step: as the allocator saw it, and as a ledger did."""
-    ledger = Ledger()
+    """Peak bytes of a real step: as the allocator saw it, and as a tracker did."""
+    tracker = CostTracker()
     with (
         process_group() as ranks,
         profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded,
@@ -58,12 +58,12 @@ def measure(config: TrainingConfig, *, num_masked: int) -> tuple[int, int]:
         model = build_student_teacher(config, device=ranks.device)
         shard_student_teacher(model, ranks=ranks)
         optimizer = adamw(model, config=config)
-        with ledger:
-            ledger.purpose = "batch"
+        with tracker:
+            tracker.begin_segment("batch")
             batch = real_batch(config, num_masked=num_masked)
             parts = batch.split(config.optimization.accumulation_steps)
-            take_step(model, parts, optimizer=optimizer, config=config, ledger=ledger)
-    return allocator_peak(recorded), ledger.peak_bytes
+            take_step(model, parts, optimizer=optimizer, config=config, tracker=tracker)
+    return allocator_peak(recorded), tracker.peak.peak_bytes
 
 
 if __name__ == "__main__":

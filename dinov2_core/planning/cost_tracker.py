@@ -1,4 +1,4 @@
-"""Ledger: what the operations of a step hold, compute, move and send."""
+"""Memory, work and traffic of a step's operations."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FLOPS: dict[Any, Callable[..., int]] = {
 """Multiply-adds count twice; the attention of CPUs stands for that of any fused kernel."""
 
 _UNWRITTEN = {_aten.empty, _aten.empty_strided, _aten.empty_like, _aten.new_empty}
-"""Ask for memory without touching it."""
+"""Allocate memory without touching it."""
 
 _COLLECTIVES = {
     _c10d._allgather_base_.default: "all_gather",
@@ -51,36 +51,42 @@ _COLLECTIVES = {
 
 
 @dataclass(slots=True)
-class _Block:
-    """A piece of memory that is alive."""
+class _Storage:
+    """Memory that is held."""
 
     size_bytes: int
     purpose: str
-    watch: weakref.ref[UntypedStorage]
+    reference: weakref.ref[UntypedStorage]
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+@dataclass(slots=True)
+class Segment:
+    """A part of a step, and the most memory that is held during it."""
+
+    purpose: str
+    peak_bytes: int
+    memory_bytes: dict[str, int]
+    """The same by purpose."""
+
+
+class CostTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every operation inside `with`, on real tensors or on fake ones without data.
 
-    Memory is what tensors' storages hold, resized ones included, as an allocator would be asked
-    for it: without rounding, fragments, and what kernels use inside. On fake tensors the few
-    numbers that the step reads from the device get stand-ins: rows of other ranks are as many as
+    Memory is what tensors' storages hold, resized ones included, as it is requested from an
+    allocator: without rounding, fragments, and what kernels use inside. On fake tensors the few
+    numbers that the step reads from the device are replaced: rows of other ranks are as many as
     this rank's, all else is 1.
 
     Args:
-        rows: Stands for every integer that is read from a fake tensor.
+        rows: Replaces every integer that is read from a fake tensor.
     """
 
     def __init__(self, *, rows: int = 1) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.purpose = "other"
-        """What memory that is asked for from now on is for."""
         self.held_bytes: Counter[str] = Counter()
         """By purpose, now."""
-        self.peak_bytes = 0
-        """Most that was held at once."""
-        self.peak: dict[str, int] = {}
-        """Bytes by purpose at that moment."""
+        self.segments: list[Segment] = []
+        """Since the last restart; the last one is not finished."""
         self.flops: Counter[str] = Counter()
         """Floating-point operations of matrix products and convolutions, by type of the factors."""
         self.moved_bytes = 0
@@ -90,69 +96,80 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.calls: Counter[str] = Counter()
         """Calls by kind of collective."""
         self._rows = rows
-        self._is_aside = False
+        self._is_propagating = False
         """Whether DTensor tries an operation on whole tensors, to know the shape of its result."""
-        self._blocks: dict[int, _Block] = {}
+        self._storages: dict[int, _Storage] = {}
         self._total = 0
+        self.restart("other")
 
     def __enter__(self) -> Self:
         self._resize = resize = UntypedStorage.resize_
-        self._foresee = foresee = ShardingPropagator._propagate_tensor_meta_non_cached
+        self._propagate = propagate = ShardingPropagator._propagate_tensor_meta_non_cached
 
-        def followed(storage: UntypedStorage, size: int) -> None:
+        def tracked(storage: UntypedStorage, size: int) -> None:
             resize(storage, size)
-            self._follow(storage)
+            self._track(storage)
 
-        def aside(propagator: ShardingPropagator, schema: Any) -> Any:
-            self._is_aside = True
+        def untracked(propagator: ShardingPropagator, schema: Any) -> Any:
+            self._is_propagating = True
             try:
-                return foresee(propagator, schema)
+                return propagate(propagator, schema)
             finally:
-                self._is_aside = False
+                self._is_propagating = False
 
-        UntypedStorage.resize_ = followed  # type: ignore[method-assign,assignment]
-        ShardingPropagator._propagate_tensor_meta_non_cached = aside  # type: ignore[method-assign,assignment]
+        UntypedStorage.resize_ = tracked  # type: ignore[method-assign,assignment]
+        ShardingPropagator._propagate_tensor_meta_non_cached = untracked  # type: ignore[method-assign,assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
-        ShardingPropagator._propagate_tensor_meta_non_cached = self._foresee  # type: ignore[method-assign]
+        ShardingPropagator._propagate_tensor_meta_non_cached = self._propagate  # type: ignore[method-assign]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def claim(self, tensors: Iterable[Tensor], purpose: str) -> None:
-        """Say what memory that exists is for."""
+    @property
+    def peak(self) -> Segment:
+        """The segment that holds the most, the first of equals."""
+        return max(self.segments, key=lambda segment: segment.peak_bytes)
+
+    def begin_segment(self, purpose: str = "") -> None:
+        """Start a segment; memory allocated from now on has this purpose, or that of before."""
+        purpose = purpose or self.segments[-1].purpose
+        self.segments.append(Segment(purpose, self._total, self._memory()))
+
+    def tag(self, tensors: Iterable[Tensor], purpose: str) -> None:
+        """Set the purpose of memory that is held."""
         for tensor in tensors:
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            self._follow(local.untyped_storage(), purpose=purpose)
+            self._track(local.untyped_storage(), purpose=purpose)
 
-    def restart(self) -> None:
-        """Forget all that was counted; what is held stays."""
-        self.peak_bytes, self.peak, self.moved_bytes = 0, {}, 0
+    def restart(self, purpose: str) -> None:
+        """Set all counts to zero and start a first segment; what is held stays."""
+        self.moved_bytes = 0
         for counter in (self.flops, self.sent, self.calls):
             counter.clear()
-        self._note_peak()
+        self.segments = [Segment(purpose, self._total, self._memory())]
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> object:
-        """Run one operation and write down what it did; DTensors come back part by part."""
+        """Run one operation and count it; DTensors come back part by part."""
         kwargs = kwargs or {}
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented
         if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return self._stand_in(args[0].dtype)
+            return self._replacement(args[0].dtype)
         out = func(*args, **kwargs)
-        if self._is_aside or func.is_view or func.namespace == "prim":
+        if self._is_propagating or func.is_view or func.namespace == "prim":
             return out
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for tensor in outputs:
-            self._follow(tensor.untyped_storage())
+            self._track(tensor.untyped_storage())
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if func in _COLLECTIVES:
-            self._send(_COLLECTIVES[func], inputs)
+            self._count_collective(_COLLECTIVES[func], inputs)
         elif func.namespace == "fsdp":
-            self._name_gathered(func, outputs=outputs, inputs=inputs)
+            self._tag_sharding_buffers(func, outputs=outputs, inputs=inputs)
         flops = _FLOPS.get(func._overloadpacket)
         if flops is not None:
             count = flops(*args, **kwargs, out_val=out)
@@ -161,48 +178,52 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.moved_bytes += sum(map(_num_bytes, inputs)) + sum(map(_num_bytes, outputs))
         return out
 
-    def _stand_in(self, dtype: torch.dtype) -> bool | int | float:
+    def _replacement(self, dtype: torch.dtype) -> bool | int | float:
         if dtype == torch.bool:
             return True
         return 1.0 if dtype.is_floating_point else self._rows
 
-    def _send(self, kind: str, inputs: list[Tensor]) -> None:
+    def _count_collective(self, kind: str, inputs: list[Tensor]) -> None:
         self.calls[kind] += 1
         self.sent[kind] += max(map(_num_bytes, inputs))
 
-    def _name_gathered(self, func: Any, *, outputs: list[Tensor], inputs: list[Tensor]) -> None:
-        """Buffers of sharding: gathered parameters on the way in, gradients on the way out."""
+    def _tag_sharding_buffers(
+        self, func: Any, *, outputs: list[Tensor], inputs: list[Tensor]
+    ) -> None:
+        """Gathered parameters before a part of the model runs, gradients after it."""
         purpose = "gradients" if "chunk_cat" in str(func) else "gathered parameters"
         for tensor in (*outputs, *inputs):
-            block = self._blocks.get(tensor.untyped_storage()._cdata)
-            if block is not None and block.purpose not in PERSISTENT:
-                self._follow(tensor.untyped_storage(), purpose=purpose)
+            held = self._storages.get(tensor.untyped_storage()._cdata)
+            if held is not None and held.purpose not in PERSISTENT:
+                self._track(tensor.untyped_storage(), purpose=purpose)
 
-    def _follow(self, storage: UntypedStorage, *, purpose: str | None = None) -> None:
+    def _track(self, storage: UntypedStorage, *, purpose: str | None = None) -> None:
         key, size = storage._cdata, storage.nbytes()
-        block = self._blocks.get(key)
-        if block is None:
+        held = self._storages.get(key)
+        if held is None:
             if size == 0:
                 return
-            watch = weakref.ref(storage, lambda _: self._release(key))
-            block = self._blocks[key] = _Block(0, purpose or self.purpose, watch)
-        purpose = purpose or block.purpose
-        if size == block.size_bytes and purpose == block.purpose:
+            reference = weakref.ref(storage, lambda _: self._release(key))
+            held = _Storage(0, purpose or self.segments[-1].purpose, reference)
+            self._storages[key] = held
+        purpose = purpose or held.purpose
+        if size == held.size_bytes and purpose == held.purpose:
             return
-        self.held_bytes[block.purpose] -= block.size_bytes
+        self.held_bytes[held.purpose] -= held.size_bytes
         self.held_bytes[purpose] += size
-        self._total += size - block.size_bytes
-        block.size_bytes, block.purpose = size, purpose
-        self._note_peak()
+        self._total += size - held.size_bytes
+        held.size_bytes, held.purpose = size, purpose
+        segment = self.segments[-1]
+        if self._total > segment.peak_bytes:
+            segment.peak_bytes, segment.memory_bytes = self._total, self._memory()
 
     def _release(self, key: int) -> None:
-        block = self._blocks.pop(key)
-        self.held_bytes[block.purpose] -= block.size_bytes
-        self._total -= block.size_bytes
+        held = self._storages.pop(key)
+        self.held_bytes[held.purpose] -= held.size_bytes
+        self._total -= held.size_bytes
 
-    def _note_peak(self) -> None:
-        if self._total > self.peak_bytes:
-            self.peak_bytes, self.peak = self._total, dict(+self.held_bytes)
+    def _memory(self) -> dict[str, int]:
+        return dict(+self.held_bytes)
 
 
 PERSISTENT = ("student", "teacher", "optimizer")
