@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dinov2_core.config.frozen import Frozen
+from dinov2_core.errors import SettingsError
 from dinov2_core.planning.step import StepCost
 
 PROFILES = Path(__file__).parents[1] / "hardware.yaml"
@@ -79,14 +80,14 @@ def load_hardware(name: str) -> Hardware:
     """A profile by name, or of a file with one or more profiles (FILE or FILE:NAME).
 
     Raises:
-        ValueError: There is no such profile or file, or it is not right.
+        SettingsError: There is no such profile or file, or it is not right.
     """
     profiles = _profiles(PROFILES)
     if name in profiles:
         return profiles[name]
     file, _, chosen = name.partition(":")
     if not Path(file).is_file():
-        raise ValueError(
+        raise SettingsError(
             f"--hardware {name} is neither a profile nor a file; choose one of "
             f"{', '.join(profiles)}, or a YAML file of the form of {PROFILES.name}"
         )
@@ -94,7 +95,7 @@ def load_hardware(name: str) -> Hardware:
     if not chosen and len(own) == 1:
         return next(iter(own.values()))
     if chosen not in own:
-        raise ValueError(
+        raise SettingsError(
             f"--hardware {name} does not say which profile of {file}; choose "
             f"{' or '.join(f'{file}:{key}' for key in own)}"
         )
@@ -157,4 +158,4 @@ def _profiles(path: Path) -> dict[str, Hardware]:
         values = json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")))
         return TypeAdapter(dict[str, Hardware]).validate_json(values)
     except (yaml.YAMLError, TypeError, ValidationError) as error:
-        raise ValueError(f"{path} is not a hardware profile: {error}") from error
+        raise SettingsError(f"{path} is not a hardware profile: {error}") from error

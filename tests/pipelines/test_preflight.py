@@ -126,7 +126,7 @@ def test_labelled_sets_and_probes_in_a_store_are_checked_like_local_ones(
     root = Path(labelled(tmp_path, "sets", ["train/cat", "train/dog", "test/cat", "test/dog"]))
     probe = {"train": "s3://pile/probe.parquet", "every_steps": 4}
     images = [png()] * 4
-    with s3_server(monkeypatch, cache=tmp_path / "cache"):
+    with s3_server(monkeypatch, cache_directory=tmp_path / "cache"):
         client = boto3.client("s3")
         for path in root.rglob("*.png"):
             client.upload_file(str(path), "pile", path.relative_to(root).as_posix())
