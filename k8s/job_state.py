@@ -33,9 +33,9 @@ class JobState:
 
     @property
     def is_user_error(self) -> bool:
-        """Whether it failed for input that a person must put right."""
-        told = self.reason in USER_ERROR_REASONS or "PodFailurePolicy" in self.message
-        return self.phase == "failed" and told
+        """Whether it failed with a user error."""
+        is_user_error = self.reason in USER_ERROR_REASONS or "PodFailurePolicy" in self.message
+        return self.phase == "failed" and is_user_error
 
     def __str__(self) -> str:
         """In words: phase, and what the controller says about it."""

@@ -230,7 +230,7 @@ class PodPlacement(Values):
         return self
 
     @model_validator(mode="after")
-    def _variables_are_told_apart(self) -> Self:
+    def _variables_are_unique(self) -> Self:
         names = [key for secret in self.secrets for key in secret.keys]
         names += list(self.environment)
         twice = sorted({name for name in names if names.count(name) > 1})

@@ -78,7 +78,7 @@ class Training:
 def stamped(training: Training, *, render: Callable[[Training], dict[str, Any]]) -> dict[str, Any]:
     """A manifest with the digest of all that it asks for, and its owner.
 
-    The digest leaves out what every attempt of a step has anew: its pod and passing variables.
+    The digest leaves out what differs between attempts of a step: its pod and passing variables.
     """
     identity = render(replace(training, passing_environment={}))
     canonical = json.dumps([identity, training.content_sha256], sort_keys=True)

@@ -1,4 +1,4 @@
-"""Changes of a spec with which a stage would fit its devices, each planned before it is told."""
+"""Changes of a spec with which a stage would fit its devices, each planned before it is proposed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Proposal:
 
     @property
     def change(self) -> str:
-        """The settings as a person reads them."""
+        """The settings as text."""
         return ", ".join(f"{path}: {_shown(value)}" for path, value in self.settings.items())
 
 
@@ -49,7 +49,7 @@ def proposals(spec: PipelineSpec, name: str, hardware: Hardware) -> tuple[Propos
     """The least change of each kind that makes a stage fit; none where no change does.
 
     Tried are recomputing more, smaller parts of the batch, both, fewer replicas, and more ranks.
-    A change is told only if the spec with it is valid and its plan fits.
+    A change is proposed only if the spec with it is valid and its plan fits.
 
     Args:
         spec: Checked spec, whose stage does not fit.
