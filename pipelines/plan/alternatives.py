@@ -1,4 +1,4 @@
-"""Changes of a spec with which a stage would fit its devices, each planned before it is proposed."""
+"""Changes of a spec with which a stage would fit its devices, each planned before it is shown."""
 
 from __future__ import annotations
 
