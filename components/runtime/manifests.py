@@ -166,7 +166,7 @@ class DatasetManifest(Manifest):
         if audit is None:
             return line
         return (
-            f"{line}\nfound of what was planted: {audit.exact_recall:.1%} of exact copies, "
+            f"{line}\nsynthetic defects found: {audit.exact_recall:.1%} of exact copies, "
             f"{audit.near_recall:.1%} of near copies, {audit.leak_recall:.1%} of leaks, "
             f"{audit.corrupt_recall:.1%} of corrupt files; "
             f"{audit.distinct_lost:.2%} of distinct images lost"

@@ -29,7 +29,7 @@ INDEX_NAME = "index.parquet"
 _BLOCK_BYTES = 512
 _ROWS_PER_GROUP = 1 << 16
 """Rows that are written at a time and read at a time to learn a digest."""
-_MAX_OPEN_SHARDS = 512
+_MAX_OPEN_SHARDS = 128
 """Far below the 1,024 open files that many systems allow a process."""
 _INDEX_SCHEMA = pa.schema(
     [

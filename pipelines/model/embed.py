@@ -77,7 +77,8 @@ def embed_images(
     failed = 0
     tracking_uri = chosen_tracking_uri(tracking_uri)
     with tempfile.TemporaryDirectory() as scratch:
-        root = download_model(model_uri, tracking_uri=tracking_uri, directory=Path(scratch))
+        with retrying_with(QUICK):
+            root = download_model(model_uri, tracking_uri=tracking_uri, directory=Path(scratch))
         model = embedding_model(root, model_uri=model_uri, trusts_code=trusts_code)
         with open_table(output) as write:
             rows: list[Row] = []
@@ -103,8 +104,6 @@ def _embed_batch(
             decoded[index] = model.decode(source.read(item))
         except (UnreadableImage, ObjectUnreadable) as error:
             reason = str(error)
-        except OSError as error:
-            reason = error.strerror or str(error)
         except MemoryError:
             reason = "does not fit into memory"
         results.append(reason)

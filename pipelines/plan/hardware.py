@@ -12,7 +12,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from dinov2_core.config.frozen import Frozen
-from dinov2_core.errors import InputError, SettingsError
+from dinov2_core.errors import SettingsError
 from dinov2_core.planning.step import StepCost
 
 PROFILES = Path(__file__).parents[1] / "hardware.yaml"
@@ -80,8 +80,7 @@ def load_hardware(name: str) -> Hardware:
     """A profile by name, or of a file with one or more profiles (FILE or FILE:NAME).
 
     Raises:
-        SettingsError: There is no such profile or file.
-        InputError: The file is not one of profiles.
+        SettingsError: There is no such profile or file, or it is not right.
     """
     profiles = _profiles(PROFILES)
     if name in profiles:
@@ -110,7 +109,7 @@ def step_time(
 
     Gathers and scatters among n ranks move (n - 1) / n of a tensor over a ring; between nodes there
     are as many rings as a node has devices, each through another network card. Reductions over all
-    ranks move twice as much and are counted with one card. The share `overlap` of the computing time
+    ranks move twice as much and are counted with one card. The share `overlap` of computing
     hides gathers and scatters; reductions, whose result is needed at once, are not hidden.
     """
     rate = {"bfloat16": hardware.tflops.bfloat16, "float32": hardware.tflops.float32}
@@ -160,4 +159,4 @@ def _profiles(path: Path) -> dict[str, Hardware]:
         values = json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")))
         return TypeAdapter(dict[str, Hardware]).validate_json(values)
     except (yaml.YAMLError, TypeError, UnicodeDecodeError, ValidationError) as error:
-        raise InputError(f"{path} is not a hardware profile: {error}") from error
+        raise SettingsError(f"{path} is not a hardware profile: {error}") from error

@@ -87,7 +87,7 @@ def _read_index(directory: Path) -> _Index:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is damaged ({error}), and without it no file of {directory} may be replaced; "
-            "remove it together with the files that an earlier plan wrote, or name another directory"
+            "remove it together with the files of that plan, or name another directory"
         ) from error
 
 

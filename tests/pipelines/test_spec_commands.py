@@ -45,9 +45,9 @@ def test_validate_counts_and_lists_every_problem(
     )
     assert main(["validate", str(spec)]) == 2
     text = capsys.readouterr().err
-    assert "has 2 problems:" in text
+    assert "has 3 problems:" in text
     assert "images.uri: folder" in text
-    assert "evaluation_sets.0: " in text
+    assert "evaluation_sets.0.train: " in text
 
 
 def test_the_starter_asks_for_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,9 @@ def test_a_restart_does_not_wait_for_an_attempt_that_is_alive(
 
 
 @pytest.mark.parametrize(
-    "left", [json.dumps({"owner": "run dead", "until": time.time() - 1}), "not a lease", "[1]"]
+    "left",
+    [json.dumps({"owner": "run dead", "until": time.time() - 1}), "not a lease", "[1]"],
+    ids=["expired", "no JSON", "no object"],
 )
 def test_a_dead_run_holds_nothing(s3: str, left: str) -> None:
     write_text(URI, left)

@@ -37,7 +37,8 @@ def test_numbers_of_a_step_arrive_together(tracker: Tracker) -> None:
 
 def test_results_of_a_stage_leave_a_history_of_steps_as_it_is(tracker: Tracker) -> None:
     run = tracker.stage("pretrain", key="results")
-    run.log_rows([(step, {"loss/total": float(step)}) for step in range(3)])
+    for step in range(3):
+        run.log_metrics({"loss/total": float(step)}, step=step)
     for _ in range(2):  # a reused stage logs them again
         run.log_results({"loss/total": 2.0, "images_per_second": 7.0})
     for name, steps in (("loss/total", [0, 1, 2]), ("images_per_second", [0])):

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dinov2_core.config.training import TrainingConfig
 from dinov2_core.distributed.mesh import process_group
 from dinov2_core.planning.cost_tracker import CostTracker
-from dinov2_core.planning.step import DEEP, masked_patches, take_step, trace_step
+from dinov2_core.planning.step import masked_patches, take_step, trace_step
 from dinov2_core.training.assembly import adamw, shard_student_teacher
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.student_teacher import StudentTeacher
@@ -113,25 +113,6 @@ def test_flops_equal_those_of_torchs_own_counter() -> None:
             take_step(model, (batch,), optimizer=optimizer, config=config, tracker=CostTracker())
     planned = trace_step(config, world_size=1, kind="cpu", num_masked=num_masked)
     assert sum(planned.flops.values()) == counter.get_total_flops()
-
-
-@pytest.mark.parametrize(
-    ("settings", "ranks"),
-    [
-        ({}, {"world_size": 1}),
-        ({"recomputes": "selective"}, {"world_size": 4}),
-        ({"recomputes": "full"}, {"world_size": 4, "kind": "cpu"}),
-        ({"accumulation_steps": 2}, {"world_size": 4, "num_replicas": 2}),
-        ({"recomputes": "full", "embed_dim": 256}, {"world_size": 16}),
-        ({"recomputes": "full", "embed_dim": 256, "global_batch_size": 2}, {"world_size": 2}),
-    ],
-)
-def test_two_shallow_models_give_the_numbers_of_a_deep_one(
-    settings: dict[str, Any], ranks: dict[str, Any]
-) -> None:
-    """Also where memory is highest at other moments than in the shallow models."""
-    config = small_config(precision="bf16", depth=DEEP, **settings)
-    assert trace_step(config, **ranks) == trace_step(config, extrapolates=False, **ranks)
 
 
 def test_masked_patches_are_a_share_of_the_batch_and_more_varied_on_few_crops() -> None:

@@ -35,7 +35,7 @@ from dinov2_core.config.training import (
 from dinov2_core.data.loader import PretrainLoader
 from dinov2_core.data.shards import ShardWriter
 from dinov2_core.distributed.mesh import Ranks, process_group
-from dinov2_core.errors import NonFiniteLoss, SettingsError
+from dinov2_core.errors import InputError, NonFiniteLoss, SettingsError
 from dinov2_core.training.initialization import build_student_teacher
 from dinov2_core.training.loop import TrainingRun
 from dinov2_core.training.starting_weights import load_starting_weights
@@ -380,21 +380,21 @@ def test_weights_that_do_not_fit_are_named(ranks: Ranks, tmp_path: Path) -> None
     def build() -> None:
         load_starting_weights(build_student_teacher(CONFIG, device=ranks.device), path=path)
 
-    with pytest.raises(ValueError, match="do not exist"):
+    with pytest.raises(InputError, match="cannot be read"):
         build()
     path.write_bytes(b"not one")
-    with pytest.raises(ValueError, match="are not a safetensors file"):
+    with pytest.raises(InputError, match="are not a safetensors file"):
         build()
     save_file({k: v for k, v in weights.items() if "norm" not in k}, path)
-    with pytest.raises(ValueError, match=r"lacks 10 parameters: backbone.blocks.0.norm1.bias"):
+    with pytest.raises(InputError, match=r"lacks 10 parameters: backbone.blocks.0.norm1.bias"):
         build()
     save_file(weights | {"extra": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match="also holds 1 parameters: extra"):
+    with pytest.raises(InputError, match="also holds 1 parameters: extra"):
         build()
     save_file(
         weights | {"backbone.cls_token": weights["backbone.cls_token"][..., :8].clone()}, path
     )
-    with pytest.raises(ValueError, match=r"cls_token has shape \[1, 1, 8\] in .* but \[1, 1, 32\]"):
+    with pytest.raises(InputError, match=r"cls_token has shape \[1, 1, 8\] in .* but \[1, 1, 32\]"):
         build()
 
 

@@ -97,7 +97,7 @@ def test_a_bad_file_costs_only_itself(store: str, folder: Path, tmp_path: Path) 
     found = np.array([rows[name] for name in ("0.png", "3\\xff.png", "4.png")], np.float32)
     np.testing.assert_allclose(found, expected([0, 3, 4]), atol=1e-6)
     assert errors["1.png"].startswith("truncated")
-    assert errors["loop.png"] == "Too many levels of symbolic links"
+    assert "Too many levels of symbolic links" in errors["loop.png"]
     assert len(rows["2.png"]) == 32
 
 

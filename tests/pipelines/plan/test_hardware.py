@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from dinov2_core.config.training import TrainingConfig
+from dinov2_core.errors import SettingsError
 from dinov2_core.planning.step import StepCost, trace_step
 from pipelines.plan.hardware import PROFILES, load_hardware, step_time
 from tests.dinov2_core.planning.configs import small_config
@@ -39,16 +40,16 @@ def test_a_profile_can_be_edited(tmp_path: Path) -> None:
     assert load_hardware(str(file)).memory_gib == 94.0
     file.write_text(yaml.safe_dump({"a": values, "b": values | {"memory_gib": 40.0}}))
     assert load_hardware(f"{file}:b").memory_gib == 40.0
-    with pytest.raises(ValueError, match=f"choose {file}:a or {file}:b"):
+    with pytest.raises(SettingsError, match=f"choose {file}:a or {file}:b"):
         load_hardware(str(file))
 
 
 def test_a_wrong_profile_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither a profile nor a file; choose one of a100-80"):
+    with pytest.raises(SettingsError, match="neither a profile nor a file; choose one of a100-80"):
         load_hardware("h1000")
     file = tmp_path / "own.yaml"
     file.write_text("mine: {memory_gib: much}")
-    with pytest.raises(ValueError, match="is not a hardware profile"):
+    with pytest.raises(SettingsError, match="is not a hardware profile"):
         load_hardware(str(file))
 
 

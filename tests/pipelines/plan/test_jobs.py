@@ -8,6 +8,7 @@ import pytest
 
 from components.ranks.cluster_job import PASSED_ON, training_of
 from components.train.job import Job
+from dinov2_core.errors import SettingsError
 from k8s.launchers import RUNTIME, Processes, read_launch
 from k8s.training import HASH_ANNOTATION
 from k8s.trainjob import trainjob
@@ -102,5 +103,5 @@ def test_processes_need_no_job(tmp_path: Path) -> None:
 
 def test_what_the_launcher_refuses_is_refused_here(tmp_path: Path) -> None:
     spec = a_spec(tmp_path, tracking__uri="")
-    with pytest.raises(ValueError, match=r"set tracking\.uri to an MLflow server"):
+    with pytest.raises(SettingsError, match=r"set tracking\.uri to an MLflow server"):
         planned_job("pretrain", spec, target_of(spec, workdir="s3://bucket/runs"))
