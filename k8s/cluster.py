@@ -21,7 +21,7 @@ from tenacity import (
 from urllib3.exceptions import HTTPError
 
 from dinov2_core.errors import ClusterRefused, ClusterUnavailable
-from k8s.job_kind import JobKind
+from k8s.trainjob import GROUP, PLURAL, VERSION
 
 TIMEOUT_SECONDS = (5.0, 30.0)
 """To connect, and to wait for an answer."""
@@ -42,7 +42,7 @@ class Pod:
 
     name: str
     labels: dict[str, str]
-    trouble: str
+    problem: str
     """Why it does not run or how it ended; empty while all is well."""
     started: str
     """When it was created, RFC 3339."""
@@ -81,10 +81,10 @@ class Cluster:
             raise ClusterRefused(
                 f"no cluster ({error}); run this in a pod with a service account, or set KUBECONFIG"
             ) from error
-        settings.retries = False  # the client's own would hide the pauses that a server asks for
+        settings.retries = False  # the client's own ignore Retry-After of a 429
         return cls(api=client.ApiClient(settings), namespace=namespace)
 
-    def create(self, kind: JobKind, manifest: dict[str, Any]) -> dict[str, Any]:
+    def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Create a job; a field that the server does not know is refused, not dropped.
 
         Raises:
@@ -94,11 +94,11 @@ class Cluster:
         """
         create = client.CustomObjectsApi(self.api).create_namespaced_custom_object
         return self._json(
-            partial(create, *self._path(kind), manifest, field_validation="Strict"),
-            what=f"create {kind.plural} {manifest['metadata']['name']}",
+            partial(create, *self._path, manifest, field_validation="Strict"),
+            what=f"create {PLURAL} {manifest['metadata']['name']}",
         )
 
-    def get(self, kind: JobKind, name: str) -> dict[str, Any] | None:
+    def get(self, name: str) -> dict[str, Any] | None:
         """A job, or None where there is none.
 
         Raises:
@@ -106,12 +106,10 @@ class Cluster:
         """
         get = client.CustomObjectsApi(self.api).get_namespaced_custom_object
         with suppress(_NotFound):
-            return self._json(
-                partial(get, *self._path(kind), name), what=f"get {kind.plural} {name}"
-            )
+            return self._json(partial(get, *self._path, name), what=f"get {PLURAL} {name}")
         return None
 
-    def patch(self, kind: JobKind, name: str, change: dict[str, Any]) -> None:
+    def patch(self, name: str, change: dict[str, Any]) -> None:
         """Merge a change into a job; nothing happens to one that is gone.
 
         Raises:
@@ -120,11 +118,11 @@ class Cluster:
         patch = client.CustomObjectsApi(self.api).patch_namespaced_custom_object
         with suppress(_NotFound):
             self._json(
-                partial(patch, *self._path(kind), name, change, field_validation="Strict"),
-                what=f"patch {kind.plural} {name}",
+                partial(patch, *self._path, name, change, field_validation="Strict"),
+                what=f"patch {PLURAL} {name}",
             )
 
-    def delete(self, kind: JobKind, name: str) -> None:
+    def delete(self, name: str) -> None:
         """Ask for a job's deletion, with its pods before it; one that is gone is fine.
 
         Raises:
@@ -133,8 +131,8 @@ class Cluster:
         delete = client.CustomObjectsApi(self.api).delete_namespaced_custom_object
         with suppress(_NotFound):
             self._json(
-                partial(delete, *self._path(kind), name, propagation_policy="Foreground"),
-                what=f"delete {kind.plural} {name}",
+                partial(delete, *self._path, name, propagation_policy="Foreground"),
+                what=f"delete {PLURAL} {name}",
             )
 
     def pods(self, label: str, value: str) -> list[Pod]:
@@ -187,9 +185,10 @@ class Cluster:
             for item in found[-last:]
         ]
 
-    def _path(self, kind: JobKind) -> tuple[str, str, str, str]:
-        """Where the API serves jobs of a kind, as the client's methods take it."""
-        return kind.group, kind.version, self.namespace, kind.plural
+    @property
+    def _path(self) -> tuple[str, str, str, str]:
+        """Address of TrainJobs, as the client's methods take it."""
+        return GROUP, VERSION, self.namespace, PLURAL
 
     def _json(self, call: Callable[..., Any], *, what: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self._content(call, what=what))
@@ -214,7 +213,7 @@ class Cluster:
         attempts = Retrying(
             retry=retry_if_exception_type(ClusterUnavailable),
             stop=stop_after_attempt(ATTEMPTS),
-            wait=lambda state: max(backoff(state), _asked_pause(state)),
+            wait=lambda state: max(backoff(state), _retry_after(state)),
             reraise=True,
         )
         return attempts(once)
@@ -267,8 +266,8 @@ def _status_object(error: ApiException) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _asked_pause(state: RetryCallState) -> float:
-    """Seconds that the server asks to wait."""
+def _retry_after(state: RetryCallState) -> float:
+    """Seconds of the server's Retry-After."""
     error = state.outcome.exception() if state.outcome is not None else None
     headers = getattr(error.__cause__, "headers", None) if error is not None else None
     asked = (headers or {}).get("Retry-After", "0")
@@ -280,13 +279,13 @@ def _pod(item: dict[str, Any]) -> Pod:
     return Pod(
         name=metadata["name"],
         labels=metadata.get("labels", {}),
-        trouble=_trouble(status),
+        problem=_problem(status),
         started=metadata.get("creationTimestamp", ""),
         has_ended=status.get("phase") in ("Succeeded", "Failed"),
     )
 
 
-def _trouble(status: dict[str, Any]) -> str:
+def _problem(status: dict[str, Any]) -> str:
     """Why a pod is not running."""
     for container in status.get("containerStatuses") or []:
         state = container.get("state", {})

@@ -1,4 +1,4 @@
-"""How a training job stands, read from the object that its controller keeps."""
+"""The state of a training job, read from the status that its controller writes."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ USER_ERROR_REASONS = ("PodFailurePolicy", "FailJobSetFailurePolicyAction")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
-    """Where a job stands."""
+    """State of a job."""
 
     phase: Phase
     reason: str = ""
-    """One word of the controller, for a failure or a wait."""
+    """The controller's reason of a failure or a wait, one word."""
     message: str = ""
-    """A sentence of the controller."""
+    """The controller's message."""
     progress_percent: int | None = None
-    """What the training reported to Trainer; None without that feature."""
+    """Progress that the training reported to Trainer; None without that feature."""
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing will change any more."""
+        """Whether its phase is final."""
         return self.phase in ("complete", "failed")
 
     @property
     def is_user_error(self) -> bool:
-        """Whether it failed with a user error."""
-        is_user_error = self.reason in USER_ERROR_REASONS or "PodFailurePolicy" in self.message
-        return self.phase == "failed" and is_user_error
+        """Whether it failed because of something that the user must change."""
+        is_policy = self.reason in USER_ERROR_REASONS or "PodFailurePolicy" in self.message
+        return self.phase == "failed" and is_policy
 
     def __str__(self) -> str:
-        """In words: phase, and what the controller says about it."""
+        """Phase, and the controller's reason and message."""
         about = ": ".join(part for part in (self.reason, self.message) if part)
         return f"{self.phase} ({about})" if about else self.phase
 
@@ -48,7 +48,7 @@ def job_state(job: dict[str, Any], *, has_run: bool) -> JobState:
 
     Args:
         job: The object as the API server gives it.
-        has_run: Whether it was seen running before: then pods that are not ready are restarting.
+        has_run: Whether it has run before: then pods that are not ready are restarting.
     """
     status = job.get("status") or {}
     conditions = {item["type"]: item for item in status.get("conditions") or []}
@@ -76,5 +76,5 @@ def job_state(job: dict[str, Any], *, has_run: bool) -> JobState:
 
 
 def _pods_are_ready(status: dict[str, Any]) -> bool:
-    """A TrainJob has no condition of its own for running: its jobs say how they are."""
+    """A TrainJob has no condition for running, only the status of its jobs."""
     return any(item.get("ready", 0) > 0 for item in status.get("jobsStatus") or [])

@@ -1,4 +1,4 @@
-"""How the ranks of a training are started: settings of a spec, and the parameter of a stage."""
+"""Launchers of ranks: settings of a spec, and the parameter of a stage."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class TrainJob(Values):
     """A TrainJob of Kubeflow Trainer v2."""
 
     on_stop: Literal["delete", "suspend"] = "delete"
-    """What happens to it when the step that follows it is stopped or runs out of time."""
+    """What happens to it when the step that follows it is stopped or exceeds its time limit."""
     after_success: Literal["delete", "keep"] = "delete"
-    """What happens to it when it is done."""
+    """What happens to it when it has succeeded."""
     after_failure: Literal["delete", "keep"] = "keep"
-    """What happens to it when it has failed; a kept one goes with the step's pod."""
+    """What happens to it when it has failed; a kept one is deleted with the step's pod."""
     kind: Literal["trainjob"] = "trainjob"
     runtime: DnsName = RUNTIME
     """TrainingRuntime in the same namespace."""
@@ -37,7 +37,7 @@ class TrainJobLaunch(TrainJob):
     """A TrainJob and its pods."""
 
     pods: TrainingPods
-    """What the ranks run in."""
+    """Image, resources and placement of the pods."""
 
 
 def _check_not_pytorchjob(value: Any) -> Any:
@@ -55,7 +55,6 @@ Launcher = Annotated[
 ]
 """As a spec names it."""
 
-ClusterLaunch = TrainJobLaunch
 Launch = Annotated[Processes | TrainJobLaunch, Field(discriminator="kind")]
 """As a stage receives it, in the parameter `launcher`."""
 

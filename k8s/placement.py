@@ -1,4 +1,4 @@
-"""Where pods run and what they get: nodes, queue, devices, memory, secrets, time."""
+"""Settings of pods on a cluster: nodes, queue, devices, memory, secrets, time limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from k8s.values import (
 )
 
 OPEN_VARIABLES = r"(NCCL|FI|UCX|GLOO|TORCH|PYTORCH|OMP|KMP|RDMAV|OFI)_[A-Z0-9_]+"
-"""Variables that may be set in the open: of networks and threads."""
+"""Variables that may be set by value: of networks and threads."""
 SECRET_NAME = r"(SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY)"
 SECRET_VALUE = (
     r"://[^/\s]*:[^/\s]*@|-----BEGIN|\b(AKIA|ASIA)[A-Z0-9]{12,}|\b(ghp|gho|hf|glpat|xox[a-z])[_-]\w+"
@@ -31,18 +31,18 @@ SECRET_VALUE = (
 
 
 class Toleration(Values):
-    """A taint that pods may ignore."""
+    """A taint that pods tolerate."""
 
     key: LabelKey | Literal[""] = ""
     """Key of the taint; empty, with Exists, is every taint."""
     operator: Literal["Exists", "Equal"] = "Exists"
-    """Whether the value counts."""
+    """Exists tolerates every value of the taint, Equal only `value`."""
     value: LabelValue = ""
     """Value of the taint, for Equal."""
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
     """Effect of the taint; empty is every effect."""
     seconds: int | None = Field(None, ge=0)
-    """How long a pod stays on a node that got the taint, for NoExecute; for ever when null."""
+    """How long a pod stays on a node that gets the taint, for NoExecute; for ever when null."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -62,14 +62,14 @@ class Toleration(Values):
 
 
 class NodeRequirement(Values):
-    """What a label of a node must be."""
+    """A condition on a label of a node."""
 
     key: LabelKey
     """Label of the node."""
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
-    """How it is compared."""
+    """Comparison of the label with `values`."""
     values: tuple[LabelValue, ...] = ()
-    """With what: some for In and NotIn, one whole number for Gt and Lt, none otherwise."""
+    """At least one for In and NotIn, one whole number for Gt and Lt, none otherwise."""
 
     @model_validator(mode="after")
     def _values_fit(self) -> Self:
@@ -90,22 +90,22 @@ class NodeRequirement(Values):
 
 
 class NodePreference(NodeRequirement):
-    """What a label of a node had better be."""
+    """A preferred condition on a label of a node."""
 
     weight: int = Field(50, ge=1, le=100)
-    """How much it counts against other preferences."""
+    """Weight relative to other preferences."""
 
 
 class Affinity(Values):
-    """Nodes that pods must, or had better, run on."""
+    """Required and preferred nodes of pods."""
 
     required: tuple[NodeRequirement, ...] = ()
-    """All of them hold."""
+    """Conditions that all hold."""
     preferred: tuple[NodePreference, ...] = ()
-    """Nodes with more of them are chosen first."""
+    """Conditions by which nodes are ranked."""
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _is_not_empty(self) -> Self:
         if not self.required and not self.preferred:
             raise ValueError("has neither required nor preferred; give one, or leave it out")
         return self
@@ -118,47 +118,47 @@ class NodeTopology(Values):
     """
 
     level: LabelKey
-    """Label of nodes that share a value when they are close, such as a rack or a fabric's block."""
+    """Label whose value close nodes share, such as a rack or a block of the fabric."""
     is_required: bool = False
-    """Whether a training waits until all its pods fit in one such place."""
+    """Whether a training waits until all its pods fit on nodes with the same value."""
 
 
 class SecretKeys(Values):
-    """Keys of a Secret that pods see as environment variables of the same names."""
+    """Keys of a Secret that pods get as environment variables of the same names."""
 
     name: DnsName
-    """The Secret."""
+    """Name of the Secret."""
     keys: tuple[VariableName, ...] = Field(min_length=1)
-    """Its keys, such as AWS_SECRET_ACCESS_KEY."""
+    """Keys, such as AWS_SECRET_ACCESS_KEY."""
 
 
 class Volume(Values):
     """A volume that the pods of all stages share."""
 
     claim: DnsName
-    """PersistentVolumeClaim, ReadWriteMany where pods run on several nodes."""
+    """PersistentVolumeClaim; ReadWriteMany if pods run on several nodes."""
     mount_path: MountPath
-    """Where it is mounted: the work directory."""
+    """Mount path; the work directory lies below it."""
 
 
 class Rdma(Values):
     """RDMA devices of every training pod."""
 
     resource: RdmaName = "rdma/ib"
-    """Resource name that the device plug-in gives."""
+    """Resource name of the device plug-in."""
     count: int = Field(1, ge=1)
     """Devices of each pod."""
 
 
 class Deadlines(Values):
-    """How long things may take; each holds the one before it and the time to wait for nodes."""
+    """Time limits, each longer than the one before it."""
 
     training_seconds: int = Field(7 * 86400, ge=60)
-    """One training, from its start."""
+    """Limit of one training, from its start."""
     step_seconds: int = Field(8 * 86400, ge=60)
-    """One step of the pipeline, waiting for quota and nodes included."""
+    """Limit of one step of the pipeline, waiting for quota and nodes included."""
     pipeline_seconds: int = Field(21 * 86400, ge=60)
-    """The whole pipeline."""
+    """Limit of the whole pipeline."""
 
     @model_validator(mode="after")
     def _are_nested(self) -> Self:
@@ -166,7 +166,7 @@ class Deadlines(Values):
             raise ValueError(
                 f"training_seconds {self.training_seconds}, step_seconds {self.step_seconds} and "
                 f"pipeline_seconds {self.pipeline_seconds} must grow in this order: a step that "
-                "ends before its training would leave it without a follower"
+                "ends before its training could not follow it"
             )
         return self
 
@@ -175,7 +175,7 @@ class PodPlacement(Values):
     """Nodes, queue, devices and environment of pods."""
 
     namespace: DnsLabel = "dinopipe"
-    """Of the pipeline's pods and of its training jobs."""
+    """Namespace of the pipeline's pods and of its training jobs."""
     queue: DnsLabel | None = None
     """Kueue's LocalQueue that admits pods with accelerators and trainings; none when null."""
     priority_class: DnsName | None = None
@@ -183,18 +183,18 @@ class PodPlacement(Values):
     node_selector: dict[LabelKey, LabelValue] = Field({})
     """Labels of nodes for pods that train or have accelerators; others may run anywhere."""
     tolerations: tuple[Toleration, ...] = ()
-    """Of the same pods."""
+    """Tolerations of the same pods."""
     affinity: Affinity | None = None
-    """Of the same pods."""
+    """Node affinity of the same pods."""
     topology: NodeTopology | None = None
-    """How close the nodes of one training are."""
+    """Distance between the nodes of one training; any when null."""
     shared_memory: Quantity | None = "4Gi"
     """Size of /dev/shm of pods that train or have accelerators; counts as their memory. When null,
     that of the training runtime, elsewhere the container runtime's own 64 MiB."""
     environment: dict[str, str] = Field({})
     """Variables of networks and threads for the same pods, such as NCCL_IB_HCA; no secrets."""
     secrets: tuple[SecretKeys, ...] = ()
-    """Secrets that all pods see as environment variables."""
+    """Secrets that all pods get as environment variables."""
     image_pull_secrets: tuple[DnsName, ...] = ()
     """Secrets that all pods pull their image with."""
     rdma: Rdma | None = None
@@ -202,11 +202,11 @@ class PodPlacement(Values):
     volume: Volume | None = None
     """Volume of all pods that holds the work directory; none when null, for s3:// ones."""
     training_service_account: DnsLabel = "dinopipe-trainer"
-    """Of training pods; they need no rights at all."""
+    """Service account of training pods; it needs no rights."""
 
     @field_validator("environment")
     @classmethod
-    def _is_open(cls, environment: dict[str, str]) -> dict[str, str]:
+    def _holds_no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
         for name, value in environment.items():
             if re.fullmatch(OPEN_VARIABLES, name) is None:
                 raise ValueError(
@@ -221,7 +221,7 @@ class PodPlacement(Values):
         return environment
 
     @model_validator(mode="after")
-    def _queue_holds(self) -> Self:
+    def _priority_has_a_queue(self) -> Self:
         if self.priority_class is not None and self.queue is None:
             raise ValueError(
                 f"priority_class {self.priority_class} has no effect without a queue; set queue, "
@@ -230,24 +230,24 @@ class PodPlacement(Values):
         return self
 
     @model_validator(mode="after")
-    def _variables_are_unique(self) -> Self:
+    def _variables_have_one_source(self) -> Self:
         names = [key for secret in self.secrets for key in secret.keys]
         names += list(self.environment)
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"{', '.join(twice)} comes from two places; leave one of them out")
+            raise ValueError(f"{', '.join(twice)} has two sources; leave one of them out")
         return self
 
 
 class PodResources(Values):
-    """What one training pod asks for."""
+    """Resources of one training pod."""
 
     cpu: Quantity
-    """Processors."""
+    """Request of processors."""
     memory: Quantity
-    """Memory."""
+    """Request and limit of memory."""
     num_gpus: int = Field(0, ge=0)
-    """Accelerators."""
+    """Number of accelerators."""
     accelerator: AcceleratorName = "nvidia.com/gpu"
     """Resource name of the accelerator."""
 
@@ -258,8 +258,8 @@ class TrainingPods(Values):
     image: str = Field(min_length=1)
     """Container image, by digest."""
     resources: PodResources
-    """Of each pod."""
+    """Resources of each pod."""
     placement: PodPlacement
-    """Where they run."""
+    """Nodes, queue, devices and environment."""
     deadline_seconds: int = Field(ge=60)
-    """How long the training may take, from its start."""
+    """Time limit of the training, from its start."""

@@ -165,7 +165,7 @@ def main() -> int:
     except (KeyError, TypeError, AttributeError) as error:
         return _refuse(
             f"some manifest is not of the shape of its kind ({type(error).__name__}: {error}); "
-            "kubectl apply --dry-run=server says which"
+            "kubectl apply --dry-run=server names it"
         )
     return _refuse("\n".join(found)) if found else ExitCode.DONE
 

@@ -1,4 +1,4 @@
-"""A training as a cluster sees it: its name, command and environment, whatever runs it."""
+"""A training on a cluster: parts of a job's manifest that do not depend on its kind."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARED_MEMORY, WORK = "shared-memory", "work"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The pod that follows a training; when it is deleted, the training goes with it."""
+    """The pod that follows a training; the training is deleted together with it."""
 
     name: str
     uid: str
@@ -33,28 +33,28 @@ class Owner:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What a training asks a cluster for."""
+    """A training: its command, ranks, environment and pods."""
 
     run_id: str
-    """Identity of the pipeline run."""
+    """Id of the pipeline run."""
     run_name: str
-    """Name that people see."""
+    """Name of the pipeline run."""
     stage: str
-    """Stage that trains."""
+    """Name of the stage."""
     command: tuple[str, ...]
-    """Of every pod; it reads PET_* itself."""
+    """Command of every pod; it reads PET_* itself."""
     num_nodes: int
-    """Pods."""
+    """Number of pods."""
     processes_per_node: int
     """Ranks of each pod."""
     environment: Mapping[str, str]
     """Variables of every pod; no secrets."""
     passing_environment: Mapping[str, str]
-    """More of them, which may differ between attempts at the same training."""
+    """Variables that may differ between attempts at the same training."""
     content_sha256: str
-    """Digest of what the command reads, so that other settings make another training."""
+    """Digest of what the command reads: other settings are another training."""
     pods: TrainingPods
-    """What the ranks run in."""
+    """Image, resources and placement of the pods."""
     owner: Owner | None = None
     """None outside of a cluster."""
 
@@ -76,7 +76,7 @@ class Training:
 
 
 def stamped(training: Training, *, render: Callable[[Training], dict[str, Any]]) -> dict[str, Any]:
-    """A manifest with the digest of all that it asks for, and its owner.
+    """A manifest with its own digest and its owner.
 
     The digest leaves out what differs between attempts of a step: its pod and passing variables.
     """
@@ -91,7 +91,7 @@ def stamped(training: Training, *, render: Callable[[Training], dict[str, Any]])
 
 
 def owner_reference(owner: Owner) -> dict[str, Any]:
-    """A reference to the pod; it does not hold the pod's deletion up."""
+    """A reference to the pod that does not delay the pod's deletion."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -145,14 +145,14 @@ def pod_metadata_of(training: Training) -> dict[str, Any]:
     metadata: dict[str, Any] = {"labels": training.labels}
     placement = training.pods.placement
     if placement.topology is not None and placement.queue is not None:
-        wish = "required" if placement.topology.is_required else "preferred"
-        key = f"kueue.x-k8s.io/podset-{wish}-topology"
+        strictness = "required" if placement.topology.is_required else "preferred"
+        key = f"kueue.x-k8s.io/podset-{strictness}-topology"
         metadata["annotations"] = {key: placement.topology.level}
     return metadata
 
 
 def mounts_of(pods: TrainingPods) -> list[dict[str, Any]]:
-    """Where a pod's volumes are mounted."""
+    """Volume mounts of a pod's container."""
     mounts = []
     if pods.placement.shared_memory is not None:
         mounts.append({"name": SHARED_MEMORY, "mountPath": "/dev/shm"})
@@ -162,7 +162,7 @@ def mounts_of(pods: TrainingPods) -> list[dict[str, Any]]:
 
 
 def pod_spec_of(training: Training) -> dict[str, Any]:
-    """What a pod is besides its container; without the keys that say nothing."""
+    """The spec of a pod without its containers and without empty keys."""
     placement = training.pods.placement
     spec = {
         "serviceAccountName": placement.training_service_account,
@@ -228,7 +228,7 @@ def match_expression(requirement: NodeRequirement) -> dict[str, Any]:
 
 
 def _pod_affinity(training: Training) -> dict[str, Any]:
-    """Without Kueue, pods of one training draw each other to one place."""
+    """Without Kueue, pods of one training prefer or require nodes close to each other."""
     placement = training.pods.placement
     if placement.topology is None or placement.queue is not None:
         return {}

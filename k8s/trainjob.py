@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from k8s.job_kind import JobKind
 from k8s.training import (
     Training,
     environment_of,
@@ -16,21 +15,22 @@ from k8s.training import (
     stamped,
 )
 
-TRAIN_JOBS = JobKind(group="trainer.kubeflow.org", version="v1alpha1", plural="trainjobs")
+GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+"""Of the API that serves TrainJobs."""
 CONTAINER = "node"
 """Name that Trainer demands of the container; the replicated job of our runtime has it too."""
 MANAGER = "dinopipe/launcher"
-"""Whose patches of the runtime these are; Kueue adds its own."""
+"""Manager of our patches of the runtime; Kueue adds its own."""
 
 
 def trainjob(training: Training, *, runtime: str) -> dict[str, Any]:
     """The manifest of a TrainJob.
 
-    `suspend` is left to Kueue. Variables stand in `trainer`, the only place where Trainer takes
-    them, and the number of nodes as well: without it there would be no PET_* at all.
+    `suspend` is left to Kueue. Trainer reads variables and the number of nodes only in `trainer`:
+    without them there would be no PET_* at all.
 
     Args:
-        training: What is asked for.
+        training: Command, ranks, environment and pods.
         runtime: TrainingRuntime in the training's namespace.
     """
     return stamped(training, render=lambda training: _manifest(training, runtime=runtime))
@@ -45,12 +45,12 @@ def _manifest(training: Training, *, runtime: str) -> dict[str, Any]:
     pod = {"metadata": pod_metadata_of(training), "spec": spec}
     replicated = {"name": CONTAINER, "template": {"spec": {"template": pod}}}
     return {
-        "apiVersion": TRAIN_JOBS.api_version,
+        "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
         "metadata": metadata_of(training),
         "spec": {
             "runtimeRef": {
-                "apiGroup": "trainer.kubeflow.org",
+                "apiGroup": GROUP,
                 "kind": "TrainingRuntime",
                 "name": runtime,
             },

@@ -1,4 +1,4 @@
-"""What Kubernetes takes: names, labels, quantities and paths, refused here before they travel."""
+"""Types of what Kubernetes accepts: names, labels, quantities and paths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ QUANTITY = r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?"
 
 
 def _matching(pattern: str, *, longest: int, right: str) -> AfterValidator:
-    """A check that a text is of a form; the message says which, pydantic adds the text."""
+    """A check of a text against a pattern; pydantic adds the text to the message."""
 
     def check(text: str) -> str:
         if len(text) > longest or re.fullmatch(pattern, text) is None:
@@ -127,14 +127,13 @@ def _is_mount_path(text: str) -> str:
 
 
 MountPath = Annotated[str, AfterValidator(_is_mount_path)]
-"""Where a volume is mounted."""
+"""Path at which a volume is mounted."""
 
 
 def dns_label(*parts: str, longest: int = 63) -> str:
-    """A DNS label out of several parts, the same for the same parts.
+    """A DNS label of several parts, the same for the same parts.
 
-    What has to be changed or cut off is made up for by a digest, so that different parts keep
-    different names.
+    If characters have to be replaced or cut off, a digest keeps names of different parts different.
     """
     plain = "-".join(parts)
     name = re.sub(r"[^a-z0-9-]+", "-", plain.lower()).strip("-")
@@ -147,7 +146,7 @@ def dns_label(*parts: str, longest: int = 63) -> str:
 
 
 def label_value(text: str) -> str:
-    """A text as a label's value, made up for by a digest where it has to be changed."""
+    """A text as a label's value, with a digest if it has to be changed."""
     value = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
     if value == text and len(value) <= 63:
         return value

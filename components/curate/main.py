@@ -26,7 +26,7 @@ from dinov2_core.curation.manifest import count_reasons, write_table
 from dinov2_core.curation.synthetic_defects import add_defects
 from dinov2_core.data.shards import INDEX_NAME
 from dinov2_core.errors import InputError
-from k8s.launchers import ClusterLaunch, Processes, read_launch
+from k8s.launchers import Processes, TrainJobLaunch, read_launch
 
 WITH_DEFECTS = "source_images"
 """Folder of the images that synthetic defects are added to."""
@@ -82,7 +82,7 @@ def _stage(args: argparse.Namespace) -> Stage[DatasetManifest]:
     )
 
 
-def _check_launch(launch: Processes | ClusterLaunch, *, settings: CurateSettings) -> None:
+def _check_launch(launch: Processes | TrainJobLaunch, *, settings: CurateSettings) -> None:
     """Check that the ranks can be started.
 
     Raises:
@@ -101,7 +101,7 @@ def _curate(
     sets: dict[Role, StoredImages],
     *,
     stage: StageContext,
-    launch: Processes | ClusterLaunch,
+    launch: Processes | TrainJobLaunch,
 ) -> DatasetManifest:
     directory, settings = stage.directory, config.settings
     ground_truth = directory / "ground_truth.parquet"

@@ -16,7 +16,7 @@ from components.runtime.progress import Reporter
 from components.runtime.stage import StageContext
 from components.runtime.storage import is_remote, upload
 from dinov2_core.curation.scanning import scan_blocks
-from k8s.launchers import ClusterLaunch, Processes
+from k8s.launchers import Processes, TrainJobLaunch
 
 Scans = Mapping[Role, Iterable[pa.Table]]
 """Blocks of `SCAN_SCHEMA` of each set."""
@@ -44,7 +44,7 @@ def scan_on_ranks(
     *,
     settings: CurateSettings,
     stage: StageContext,
-    launch: Processes | ClusterLaunch,
+    launch: Processes | TrainJobLaunch,
 ) -> Scans:
     """Have ranks scan all images, and read their results; finished blocks survive a failure.
 

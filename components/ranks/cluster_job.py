@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import Any
 from urllib.parse import urlsplit
 
 from components.ranks.job import RanksJob
 from components.runtime.manifests import digest_of
 from components.runtime.storage import is_remote
 from dinov2_core.errors import SettingsError
-from k8s.job_kind import JobKind
-from k8s.launchers import TrainJobLaunch
 from k8s.placement import TrainingPods
 from k8s.training import Owner, Training
-from k8s.trainjob import TRAIN_JOBS, trainjob
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +81,3 @@ def training_of(job: RanksJob, *, pods: TrainingPods, owner: Owner | None) -> Tr
         pods=pods,
         owner=owner,
     )
-
-
-def rendered(launch: TrainJobLaunch, *, training: Training) -> tuple[JobKind, dict[str, Any]]:
-    """Kind and manifest of a launch's job."""
-    return TRAIN_JOBS, trainjob(training, runtime=launch.runtime)

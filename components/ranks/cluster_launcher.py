@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from components.ranks.cluster_job import rendered
 from components.ranks.exit_status import check_exit_status, error_of
 from components.ranks.job import RanksJob, first_failure, remove_earlier_result
 from components.ranks.job_log import JobLog
@@ -27,10 +26,10 @@ from dinov2_core.errors import (
     UserError,
 )
 from k8s.cluster import AlreadyExists, Cluster
-from k8s.job_kind import JobKind
 from k8s.job_state import JobState, job_state
 from k8s.launchers import TrainJobLaunch
 from k8s.training import HASH_ANNOTATION, Owner, Training, owner_reference
+from k8s.trainjob import trainjob
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +70,10 @@ def run_on_cluster(
         ClusterRefused: The cluster does not take the job.
         ClusterUnavailable: The job, which goes on, cannot be followed any more.
     """
-    kind, manifest = rendered(launch, training=training)
     follower = _Follower(
         job=job,
         launch=launch,
-        kind=kind,
-        manifest=manifest,
+        manifest=trainjob(training, runtime=launch.runtime),
         owner=training.owner,
         cluster=cluster,
         report=report,
@@ -108,7 +105,6 @@ class _Follower:
 
     job: RanksJob
     launch: TrainJobLaunch
-    kind: JobKind
     manifest: dict[str, Any]
     owner: Owner | None
     cluster: Cluster
@@ -168,14 +164,14 @@ class _Follower:
 
     def _try_to_start(self) -> bool:
         """Create the job, adopt an equal one, or have another or a failed one deleted."""
-        found = self.cluster.get(self.kind, self.name)
+        found = self.cluster.get(self.name)
         if found is None and self.log.has_pods():
             self._log_change("waiting for pods of an earlier one to end")  # they may still write
         elif found is None:
             remove_earlier_result(self.job.directory)
             self.job.write()
             with suppress(AlreadyExists):  # made in between: read it again
-                self.cluster.create(self.kind, self.manifest)
+                self.cluster.create(self.manifest)
                 self.is_holding = True
                 self._log_change("created")
         elif "deletionTimestamp" in found["metadata"]:
@@ -184,7 +180,7 @@ class _Follower:
             self._adopt(found)
         else:
             self._log_change("replacing one that failed, has other settings or lost its results")
-            self.cluster.delete(self.kind, self.name)
+            self.cluster.delete(self.name)
         return self.is_holding
 
     def _can_be_adopted(self, found: dict[str, Any]) -> bool:
@@ -211,7 +207,7 @@ class _Follower:
             change.setdefault("metadata", {})["annotations"] = {SUSPENDED_ANNOTATION: None}
             change["spec"] = {"suspend": False}
         if change:
-            self.cluster.patch(self.kind, self.name, change)
+            self.cluster.patch(self.name, change)
         self.is_holding = True
         self._log_change("adopted from an earlier attempt")
 
@@ -222,7 +218,7 @@ class _Follower:
         while not self.stop.is_set():
             before = self.last_message
             try:
-                found = self.cluster.get(self.kind, self.name)
+                found = self.cluster.get(self.name)
                 if found is None:
                     self.is_holding = False
                     raise StageFailed(
@@ -269,20 +265,20 @@ class _Follower:
             if self._is_adopted_by_another():
                 self._log_change("adopted by another step; it goes on")
             elif self.launch.on_stop == "delete":
-                self.cluster.delete(self.kind, self.name)
+                self.cluster.delete(self.name)
                 self._log_change("deleted; its ranks save their state first")
             else:
                 change = {
                     "metadata": {"annotations": {SUSPENDED_ANNOTATION: "true"}},
                     "spec": {"suspend": True},
                 }
-                self.cluster.patch(self.kind, self.name, change)
+                self.cluster.patch(self.name, change)
                 self._log_change("suspended; the next attempt resumes it")
         except (ClusterUnavailable, ClusterRefused) as error:
             logger.warning("%s is left behind: %s", self.what, error)
 
     def _is_adopted_by_another(self) -> bool:
-        found = self.cluster.get(self.kind, self.name)
+        found = self.cluster.get(self.name)
         owners = found["metadata"].get("ownerReferences") if found is not None else None
         uids = {owner["uid"] for owner in owners or []}
         return self.owner is not None and bool(uids) and self.owner.uid not in uids
@@ -298,7 +294,7 @@ class _Follower:
             policy = self.launch.after_success if is_done else self.launch.after_failure
             if policy == "delete":
                 with suppress(ClusterUnavailable, ClusterRefused):
-                    self.cluster.delete(self.kind, self.name)
+                    self.cluster.delete(self.name)
 
     def _failure(self, state: JobState) -> DinopipeError:
         """Why the job failed: the rank's message first, then the cluster's."""

@@ -1,4 +1,4 @@
-"""The log and the troubles of a job's pods, copied into the log of the step that follows it."""
+"""The log and the problems of a job's pods, copied into the log of the step that follows it."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class JobLog:
         self._last_time = ""
         self._num_at_last_time = 0
         self._last_lines: deque[str] = deque(maxlen=KEPT)
-        self._troubles: dict[str, str] = {}
+        self._problems: dict[str, str] = {}
         self._refused: set[str] = set()
 
     def catch_up(self) -> None:
         """Log what is new."""
         with self._best_effort("the pods"):
             pods = self._pods()
-            self._log_troubles(pods)
+            self._log_problems(pods)
             first = next((pod for pod in pods if pod.labels.get(INDEX_LABEL) == "0"), None)
             if first is not None:
                 with self._best_effort("the log"):
@@ -82,11 +82,11 @@ class JobLog:
                 self._refused.add(what)
                 logger.warning("%s of %s cannot be shown: %s", what, self._job, error)
 
-    def _log_troubles(self, pods: list[Pod]) -> None:
+    def _log_problems(self, pods: list[Pod]) -> None:
         for pod in pods:
-            if pod.trouble and self._troubles.get(pod.name) != pod.trouble:
-                logger.info("pod %s: %s", pod.name, pod.trouble)
-            self._troubles[pod.name] = pod.trouble
+            if pod.problem and self._problems.get(pod.name) != pod.problem:
+                logger.info("pod %s: %s", pod.name, pod.problem)
+            self._problems[pod.name] = pod.problem
 
     def _log_new_lines(self, stamped: list[str]) -> None:
         """Log lines that came after the last one; progress goes to the step's own."""

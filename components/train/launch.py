@@ -21,7 +21,7 @@ from components.train.config import TrainStage
 from components.train.job import CHECKPOINTS, MARKER, METRICS, Job, StageName, read_result
 from dinov2_core.config.backbone import TeacherConfig
 from dinov2_core.errors import DinopipeError, InputError, SettingsError, StageFailed
-from k8s.launchers import ClusterLaunch, Processes, read_launch
+from k8s.launchers import Processes, TrainJobLaunch, read_launch
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def _stage(
     dataset: DatasetManifest,
     pretrained: CheckpointManifest | None,
     context: RunContext,
-    launch: Processes | ClusterLaunch,
+    launch: Processes | TrainJobLaunch,
 ) -> Stage[CheckpointManifest]:
     """The work of a training and what identifies it."""
     check_launch(launch, topology=config.topology)
@@ -149,7 +149,7 @@ def _train(
     dataset: DatasetManifest,
     weights: str,
     stage: StageContext,
-    launch: Processes | ClusterLaunch,
+    launch: Processes | TrainJobLaunch,
 ) -> CheckpointManifest:
     """Start the ranks, wait for them and describe their result."""
     job = Job(

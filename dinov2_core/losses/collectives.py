@@ -62,16 +62,17 @@ class _GatherRows(torch.autograd.Function):
         ctx.counts = counts
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: rows.shape[0]] = rows
-        gathered = [torch.empty_like(padded) for _ in counts]
+        gathered = list(padded.new_empty(len(counts), *padded.shape).unbind())
         dist.all_gather(gathered, padded)
-        parts = [part[:count] for part, count in zip(gathered, counts, strict=True)]
-        return torch.cat(parts)
+        if min(counts) < max(counts):
+            gathered = [part[:count] for part, count in zip(gathered, counts, strict=True)]
+        return torch.cat(gathered)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (grad,) = grad_outputs
-        total = sum_over_ranks(grad.contiguous())
-        return torch.split(total, ctx.counts)[rank()], None
+        total, first_row = sum_over_ranks(grad.contiguous()), sum(ctx.counts[: rank()])
+        return total[first_row : first_row + ctx.counts[rank()]], None
 
 
 def gather_rows(rows: Tensor) -> GlobalRows:

@@ -37,7 +37,7 @@ _FLOPS: dict[Any, Callable[..., int]] = {
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
-"""Multiply-adds count twice; the attention of CPUs stands for that of any fused kernel."""
+"""Multiply-adds count twice; the attention of CPUs counts like any fused kernel."""
 
 _UNWRITTEN = {_aten.empty, _aten.empty_strided, _aten.empty_like, _aten.new_empty}
 """Allocate memory without touching it."""
@@ -157,8 +157,11 @@ class CostTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented
-        if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return self._replacement(args[0].dtype)
+        if isinstance(args[0] if args else None, FakeTensor):
+            if func is torch.ops.prim.device.default and not args[0].fake_mode.in_kernel_invocation:
+                return args[0].fake_device  # the most frequent operation
+            if func is _aten._local_scalar_dense.default:
+                return self._replacement(args[0].dtype)
         out = func(*args, **kwargs)
         if self._is_propagating or func.is_view or func.namespace == "prim":
             return out

@@ -1,4 +1,4 @@
-"""A client of Kubeflow Pipelines with credentials, time-outs, retries and errors that say more."""
+"""A client of Kubeflow Pipelines with credentials, time-outs, retries and helpful errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RetryPolicy:
     """To connect, and again to answer."""
     max_retries: int = 4
     """A server's Retry-After is obeyed; a request that creates something is only repeated if the
-    server has not taken it."""
+    server has not received or has refused it."""
     backoff_seconds: float = 1.0
     """Doubles with each retry after the first."""
 
@@ -156,7 +156,7 @@ def connect(
     volume = credentials.token_file
     client = kfp.Client(
         host=address.geturl(),
-        # Where it is empty, the constructor asks the server for it, without a time-out.
+        # If it is empty, the constructor asks the server for it, without a time-out.
         namespace=namespace or "none",
         existing_token=credentials.token or None,
         credentials=ServiceAccountTokenVolumeCredentials(str(volume)) if volume else None,

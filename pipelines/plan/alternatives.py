@@ -1,4 +1,4 @@
-"""Changes of a spec with which a stage would fit its devices, each planned before it is shown."""
+"""Changes of a spec with which a stage would fit its devices, each of them planned."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+
+from pydantic import ValidationError
 
 from components.train.config import TrainStage
 from k8s.launchers import Processes
@@ -33,28 +35,28 @@ class Proposal:
     """Settings with which a stage fits, planned like the stage itself."""
 
     settings: Settings
-    """What to write, by dotted path."""
+    """What to change in the spec."""
     peak_gib: float
-    """Of one rank, with what is reserved."""
+    """Memory of one rank, with what is reserved."""
     step_seconds: float
-    """As the plan's."""
+    """Duration of a step."""
 
     @property
     def change(self) -> str:
-        """The settings as text."""
-        return ", ".join(f"{path}: {_shown(value)}" for path, value in self.settings.items())
+        """The settings as text for a table."""
+        return ", ".join(f"{path}: {_as_yaml(value)}" for path, value in self.settings.items())
 
 
 def proposals(spec: PipelineSpec, name: str, hardware: Hardware) -> tuple[Proposal, ...]:
     """The least change of each kind that makes a stage fit; none where no change does.
 
-    Tried are recomputing more, smaller parts of the batch, both, fewer replicas, and more ranks.
-    A change is proposed only if the spec with it is valid and its plan fits.
+    Tried are recomputing more, smaller parts of the batch, both, fewer replicas, and more ranks,
+    each until a spec is valid and its plan fits.
 
     Args:
         spec: Checked spec, whose stage does not fit.
         name: `pretrain` or `finetune`; the settings of both are those of `pretrain`.
-        hardware: What it would run on.
+        hardware: Profile of the devices.
     """
 
     def first(options: Iterable[Settings]) -> list[Proposal]:
@@ -72,15 +74,15 @@ def with_settings(spec: PipelineSpec, settings: Settings) -> PipelineSpec:
     """The spec with some values changed.
 
     Raises:
-        ValueError: It would not be valid.
+        pydantic.ValidationError: It would not be valid.
     """
     values = json.loads(spec.model_dump_json())
     for path, value in settings.items():
         *parents, last = path.split(".")
-        here = values
+        section = values
         for key in parents:
-            here = here[key]
-        here[last] = value
+            section = section[key]
+        section[last] = value
     return PipelineSpec.model_validate_json(json.dumps(values))
 
 
@@ -90,7 +92,7 @@ def _planned(
     """The proposal of some settings; None where they are not valid, or the stage does not fit."""
     try:
         changed = with_settings(spec, settings)
-    except ValueError:
+    except ValidationError:
         return None
     cost, step = cost_and_time(stage_of(changed, name), hardware)
     peak = peak_gib(cost, hardware)
@@ -124,7 +126,7 @@ def _fewer_replicas(spec: PipelineSpec) -> list[Settings]:
 
 
 def _more_ranks(spec: PipelineSpec, hardware: Hardware) -> Iterator[Settings]:
-    """Nodes filled first, then more of them, which processes of one pod cannot do."""
+    """More processes until nodes are full, then more nodes, which need another launcher."""
     topology = spec.pretrain.topology
     for n in FACTORS:
         ranks = topology.processes_per_node * n
@@ -143,7 +145,7 @@ def _launcher_for_nodes(spec: PipelineSpec) -> Settings:
     return {**launcher, **by_digest}
 
 
-def _shown(value: object) -> str:
+def _as_yaml(value: object) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_as_yaml(item)}" for key, item in value.items()) + "}"
     return str(value)

@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
     plan = commands.add_parser(
         "plan",
         parents=[server_flags()],
-        help="show what a spec takes and changes before anything is paid for",
+        help="show memory, time and cost of a spec, and what it would change",
     )
     plan.add_argument("spec", type=Path)
     plan.add_argument(
@@ -30,9 +30,9 @@ def add_commands(commands: Any) -> None:
     plan.add_argument(
         "--price-per-gpu-hour", type=float, default=0.0, metavar="PRICE", help="in any currency"
     )
-    plan.add_argument("--no-scaling", action="store_true", help="leave 8 to 1,024 ranks out")
+    plan.add_argument("--no-scaling", action="store_true", help="do not plan 8 to 1,024 ranks")
     plan.add_argument("--json", action="store_true", help="print the numbers as JSON only")
-    plan.add_argument("-o", "--output", type=Path, help="directory to write what is deployed to")
+    plan.add_argument("-o", "--output", type=Path, help="directory for the files of the plan")
     plan.add_argument(
         "--against",
         help="show what changes: directory of an earlier plan, or `cluster`: the pipeline that "

@@ -1,4 +1,4 @@
-"""What a training stage takes of each of its ranks, by one step without data."""
+"""Cost of a step of a training stage on one rank, traced without data."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 from components.train.config import TrainStage
 from dinov2_core.config.training import TrainingConfig
@@ -23,7 +24,7 @@ class _Step:
     """JSON of a TrainingConfig."""
     world_size: int
     num_replicas: int
-    kind: str
+    kind: Literal["cuda", "cpu"]
 
     @classmethod
     def of(cls, stage: TrainStage, hardware: Hardware) -> _Step:
@@ -40,7 +41,7 @@ class _Step:
             TrainingConfig.model_validate_json(self.learning),
             world_size=self.world_size,
             num_replicas=self.num_replicas,
-            kind="cuda" if self.kind == "cuda" else "cpu",
+            kind=self.kind,
         )
 
 
@@ -49,7 +50,7 @@ _traced: dict[_Step, StepCost] = {}
 
 
 def cost_and_time(stage: TrainStage, hardware: Hardware) -> tuple[StepCost, StepTime]:
-    """Memory, work and traffic of a step of a stage, and the time that it takes."""
+    """Memory, work and traffic of a step of a stage, and its duration."""
     step, topology = _Step.of(stage, hardware), stage.topology
     if step not in _traced:
         _traced[step] = step.trace()

@@ -1,4 +1,4 @@
-"""What the training stages of a spec will take: memory, time and money."""
+"""Memory, time and price of the training stages of a spec."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pipelines.plan.hardware import GIB, Hardware, StepTime, step_time
 from pipelines.spec.pipeline_spec import PipelineSpec
 
 IMAGE_BYTES = 110_000
-"""Of an encoded image as it is read, the mean of ImageNet."""
+"""Size of an encoded image, the mean of ImageNet."""
 STATE_BYTES = 16
-"""Of a checkpoint per parameter: student, teacher and both moments, float32."""
+"""Size of a checkpoint per parameter: student, teacher and both moments, float32."""
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 STAGES = ("pretrain", "finetune")
 
@@ -39,39 +39,39 @@ class ScalingRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePlan:
-    """What one training stage takes."""
+    """Memory, time and price of one training stage."""
 
     stage: str
     ranks: int
     images_per_rank: int
     parameters: Mapping[str, int]
-    """Of backbone and heads; the teacher has as many again."""
+    """Parameters of backbone and heads; the teacher has as many again."""
     tokens_per_step: int
-    """Of student and teacher over all ranks."""
+    """Tokens of student and teacher over all ranks."""
     cost: StepCost
-    """Of one rank."""
+    """Cost of one rank."""
     step: StepTime
     num_steps: int
     peak_gib: float
-    """Of one rank, with what is reserved."""
+    """Memory of one rank, with what is reserved."""
     memory_gib: float
-    """Of one device."""
+    """Memory of one device."""
     gpu_hours: float
     price: float
     """In the currency of the price per hour."""
     checkpoint_gib: float
-    """Of one checkpoint."""
+    """Size of one checkpoint."""
     kept_gib: float
-    """Of the checkpoints that stay."""
+    """Size of the checkpoints that are kept."""
     read_gib: float
-    """Images read over the whole stage."""
+    """Size of the images read over the whole stage."""
     proposals: tuple[Proposal, ...]
-    """What would make it fit; empty where the stage does, and where nothing tried would."""
+    """Changes with which it fits; empty if it fits already, or if none was found."""
     scaling: tuple[ScalingRow, ...]
 
     @property
     def fits(self) -> bool:
-        """Whether a rank has the memory."""
+        """Whether a device has enough memory."""
         return self.peak_gib <= self.memory_gib
 
 
@@ -82,9 +82,9 @@ def plan_stages(
 
     Args:
         spec: Checked spec.
-        hardware: What it will run on.
-        price_per_gpu_hour: Of one device, any currency.
-        scales: Whether to work out other numbers of ranks.
+        hardware: Profile of the devices.
+        price_per_gpu_hour: Price of one device, any currency.
+        scales: Whether to plan other numbers of ranks too.
     """
     stages = [stage_of(spec, name) for name in STAGES]
     ends = [end for stage in stages for end in _ends(stage).values()] if scales else []
@@ -140,7 +140,7 @@ def count_parameters(learning: TrainingConfig) -> dict[str, int]:
 
 
 def tokens_per_image(learning: TrainingConfig) -> int:
-    """Tokens that backbones see of an image: the student of all crops, the teacher of two."""
+    """Tokens of an image's crops: the student has all of them, the teacher two."""
     crops, num_tokens = learning.crops, learning.backbone.num_tokens
     large = num_tokens(crops.global_crop_size_pixels)
     return 4 * large + crops.num_local_crops * num_tokens(crops.local_crop_size_pixels)
@@ -150,8 +150,8 @@ def scaling(stage: TrainStage, hardware: Hardware) -> tuple[ScalingRow, ...]:
     """The same global batch on 8 to 1,024 ranks, those that it divides into.
 
     Two steps are traced, with the fewest and the most images per rank. Between them work and
-    temporary memory lie on a line over the images of a rank, parameters and their moments over
-    the ranks of a replica, which stay as many as they are.
+    temporary memory are linear in the images of a rank, parameters and their moments in the share
+    of a rank; a replica keeps its number of ranks.
     """
     ranks = [world for world in RANKS if _fits_batch(stage, world)]
     ends = {world: cost_and_time(end, hardware)[0] for world, end in _ends(stage).items()}
@@ -183,7 +183,7 @@ def _ends(stage: TrainStage) -> dict[int, TrainStage]:
 
 
 def _between(ends: Mapping[int, StepCost], *, world: int) -> StepCost:
-    """Costs at a number of ranks from those at the fewest and the most."""
+    """Cost at a number of ranks, interpolated between the fewest and the most."""
     few, many = min(ends), max(ends)
     low, high = ends[few], ends[many]
     if few == many:
@@ -212,7 +212,7 @@ def _fits_batch(stage: TrainStage, world: int) -> bool:
 
 
 def _on(stage: TrainStage, world: int) -> TrainStage:
-    """The stage on so many ranks; a replica keeps its ranks where there are enough."""
+    """The stage on another number of ranks; a replica keeps its ranks if there are enough."""
     old = stage.topology
     shards = old.world_size // old.num_replicas
     replicas = max(1, world // shards) if old.num_replicas > 1 else 1
@@ -222,5 +222,5 @@ def _on(stage: TrainStage, world: int) -> TrainStage:
 
 def _num_kept(learning: TrainingConfig) -> int:
     checkpoints, steps = learning.checkpoints, learning.optimization.num_steps
-    for_good = steps // checkpoints.keep_every_steps if checkpoints.keep_every_steps else 0
-    return min(checkpoints.keep_last + for_good, -(-steps // checkpoints.every_steps))
+    permanent = steps // checkpoints.keep_every_steps if checkpoints.keep_every_steps else 0
+    return min(checkpoints.keep_last + permanent, -(-steps // checkpoints.every_steps))

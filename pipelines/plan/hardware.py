@@ -1,4 +1,4 @@
-"""Hardware: peaks of a device and its network, and the time that a step takes on them."""
+"""Profiles of devices and their network, and the time that a step takes on them."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Peaks(Frozen):
 
 
 class Hardware(Frozen):
-    """A kind of device, the nodes that hold it and the network between."""
+    """A device, its nodes and the network between them."""
 
     kind: Literal["cuda", "cpu"]
-    """Whose kernels run."""
+    """Kind of device, which decides on the kernels."""
     memory_gib: float = Field(gt=0)
     """Of one device; of one rank on CPUs."""
     reserved_gib: float = Field(ge=0)
-    """What no tensor holds: context, NCCL, cuBLAS, fragments of the allocator."""
+    """Memory that no tensor holds: context, NCCL, cuBLAS, fragments of the allocator."""
     tflops: Peaks
     """Peaks of matrix products."""
     compute_fraction: float = Field(gt=0, le=1)
-    """Share of the peak that matrix products are counted with."""
+    """Share of the peak that matrix products reach."""
     memory_gigabytes_per_second: float = Field(gt=0)
     """Peak of the device's memory."""
     memory_fraction: float = Field(gt=0, le=1)
-    """Share of that peak that all other operations are counted with."""
+    """Share of that peak that all other operations reach."""
     devices_per_node: int = Field(ge=1)
     """Ranks that share the fast network."""
     intra_node_gigabytes_per_second: float = Field(gt=0)
@@ -52,14 +52,14 @@ class Hardware(Frozen):
     inter_node_gigabytes_per_second: float = Field(gt=0)
     """Per device and direction between nodes, through its own network card."""
     latency_microseconds: float = Field(ge=0)
-    """Of one hop of a collective; a collective takes log2 of the ranks of them."""
+    """Of one hop of a collective, which takes log2 of the ranks of them."""
     overlap: float = Field(ge=0, le=1)
     """Share of the computing time behind which gathers and scatters hide."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTime:
-    """Where the time of a step goes, seconds."""
+    """Duration of a step by its parts, seconds."""
 
     compute: float
     """Matrix products, attention, convolutions."""
@@ -96,7 +96,7 @@ def load_hardware(name: str) -> Hardware:
         return next(iter(own.values()))
     if chosen not in own:
         raise SettingsError(
-            f"--hardware {name} does not say which profile of {file}; choose "
+            f"--hardware {name} leaves open which profile of {file}; choose "
             f"{' or '.join(f'{file}:{key}' for key in own)}"
         )
     return own[chosen]
@@ -105,12 +105,12 @@ def load_hardware(name: str) -> Hardware:
 def step_time(
     cost: StepCost, hardware: Hardware, *, world_size: int, num_replicas: int = 1
 ) -> StepTime:
-    """Time of a step: computing, then elementwise work, then communication that is left over.
+    """Duration of a step: computing, elementwise work, and communication that they do not hide.
 
     Gathers and scatters among n ranks move (n - 1) / n of a tensor over a ring; between nodes there
     are as many rings as a node has devices, each through another network card. Reductions over all
-    ranks move twice as much and are counted with one card. Gathers and scatters hide behind
-    computing as far as `overlap` says; reductions, whose result is waited for, do not.
+    ranks move twice as much and are counted with one card. The share `overlap` of computing
+    hides gathers and scatters; reductions, whose result is needed at once, are not hidden.
     """
     rate = {"bfloat16": hardware.tflops.bfloat16, "float32": hardware.tflops.float32}
     compute = sum(
@@ -120,7 +120,6 @@ def step_time(
     memory = cost.moved_bytes / (
         hardware.memory_gigabytes_per_second * 1e9 * hardware.memory_fraction
     )
-    shards = world_size // num_replicas
     shards = world_size // num_replicas
     rings = hardware.devices_per_node
     hidden = sum(
@@ -138,24 +137,26 @@ def _collective(
     """Seconds of all collectives of a kind.
 
     Args:
-        cost: Of the step.
-        kind: Such as `all_gather`.
-        hardware: What it runs on.
-        ranks: That take part.
-        num_cards: Of each node that are busy at once, where there are several nodes.
+        cost: Cost of the step.
+        kind: Collective, such as `all_gather`.
+        hardware: Profile of the devices.
+        ranks: Ranks that take part.
+        num_cards: Network cards of each node that are busy at once, if there are several nodes.
     """
     if ranks == 1:
         return 0.0
     speed = hardware.intra_node_gigabytes_per_second
     if ranks > hardware.devices_per_node:
         speed = min(speed, num_cards * hardware.inter_node_gigabytes_per_second)
-    sent = cost.sent_bytes.get(kind, 0) * (ranks - 1) / ranks / (speed * 1e9)
-    return sent + cost.calls.get(kind, 0) * hardware.latency_microseconds * 1e-6 * math.log2(ranks)
+    sending = cost.sent_bytes.get(kind, 0) * (ranks - 1) / ranks / (speed * 1e9)
+    return sending + cost.calls.get(kind, 0) * hardware.latency_microseconds * 1e-6 * math.log2(
+        ranks
+    )
 
 
 def _profiles(path: Path) -> dict[str, Hardware]:
     try:
         values = json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")))
         return TypeAdapter(dict[str, Hardware]).validate_json(values)
-    except (yaml.YAMLError, TypeError, ValidationError) as error:
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError, ValidationError) as error:
         raise SettingsError(f"{path} is not a hardware profile: {error}") from error

@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from components.curate.job import EmbeddingJob
-from components.ranks.cluster_job import PASSED_ON, rendered, training_of
+from components.ranks.cluster_job import PASSED_ON, training_of
 from components.ranks.job import RanksJob
 from components.runtime.uris import join_uri
 from components.train.job import Job
 from k8s.launchers import Processes, read_launch
 from k8s.training import Training
+from k8s.trainjob import trainjob
 from pipelines.cluster.submit import Target, cluster_context
 from pipelines.graph.placement import launcher_of
 from pipelines.spec.pipeline_spec import PipelineSpec
@@ -50,7 +51,7 @@ def planned_job(phase: RanksPhase, spec: PipelineSpec, target: Target) -> Object
         return None
     job = _ranks_of(phase, spec, target)
     training = _without_step_variables(training_of(job, pods=launch.pods, owner=None))
-    _, manifest = rendered(launch, training=training)
+    manifest = trainjob(training, runtime=launch.runtime)
     del manifest["metadata"]["annotations"]
     return manifest
 

@@ -86,9 +86,8 @@ def _read_index(directory: Path) -> _Index:
         return _Index.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged, so that nothing tells which files of {directory} a plan may "
-            f"replace; remove it together with the files that an earlier plan wrote, or name "
-            f"another directory ({error})"
+            f"{path} is damaged ({error}), and without it no file of {directory} may be replaced; "
+            "remove it together with the files of that plan, or name another directory"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""How a plan is shown: tables for people, JSON for programs."""
+"""A plan as tables, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pipelines.plan.alternatives import Proposal
 from pipelines.plan.estimate import ScalingRow, StagePlan
 from pipelines.plan.hardware import GIB
 
-COUNTED = (
+CAPTION = (
     "Counted as plain operations, crop group by crop group: compiled blocks and packed attention, "
     "which save memory traffic, are in no number but the shares of the peaks in hardware.yaml."
 )
-"""What the numbers leave out."""
+"""Caption of the table."""
 
 
 def plan_table(plans: Sequence[StagePlan], *, hardware: str, price: float) -> Table:
@@ -28,7 +28,7 @@ def plan_table(plans: Sequence[StagePlan], *, hardware: str, price: float) -> Ta
         title=title,
         header_style="bold",
         title_justify="left",
-        caption=COUNTED,
+        caption=CAPTION,
         caption_justify="left",
     )
     table.add_column("per stage")
@@ -43,14 +43,14 @@ def _rows(plan: StagePlan, *, price: float) -> dict[str, str]:
     purposes = sorted(plan.cost.memory_bytes.items(), key=lambda item: -item[1])
     largest = "\n".join(f"{name} {size / GIB:.2f}" for name, size in purposes)
     heads = sum(count for name, count in plan.parameters.items() if name != "backbone")
-    step, verdict = plan.step, "" if plan.fits else " [red]does not fit[/]"
+    step, note = plan.step, "" if plan.fits else " [red]does not fit[/]"
     flops = sum(plan.cost.flops.values()) * plan.ranks
     rows = {
         "parameters": f"{plan.parameters['backbone'] / 1e6:.1f} M + heads {heads / 1e6:.1f} M",
         "ranks x images": f"{plan.ranks} x {plan.images_per_rank}",
         "tokens per step": f"{plan.tokens_per_step / 1e6:.2f} M",
         "FLOPs per step": f"{flops / 1e12:,.1f} T",
-        "memory per rank": f"{plan.peak_gib:.1f} of {plan.memory_gib:.0f} GiB{verdict}",
+        "memory per rank": f"{plan.peak_gib:.1f} of {plan.memory_gib:.0f} GiB{note}",
         "  at the peak, GiB": largest,
         "step": f"{step.total:.3f} s",
         "  products / memory / waiting": f"{step.compute:.3f} / {step.memory:.3f} / "
@@ -65,14 +65,16 @@ def _rows(plan: StagePlan, *, price: float) -> dict[str, str]:
 
 
 def proposals_table(proposals: Sequence[Proposal], *, stage: str) -> Table:
-    """Changes that make a stage fit, any one of them."""
-    table = Table(title=f"{stage} does not fit; what would", title_justify="left")
+    """Changes of which each makes a stage fit."""
+    table = Table(title=f"{stage} does not fit; any of these changes would", title_justify="left")
     for heading in ("change", "GiB", "step"):
         table.add_column(heading)
     for item in proposals:
         table.add_row(escape(item.change), f"{item.peak_gib:.1f}", f"{item.step_seconds:.3f} s")
     if not proposals:
-        table.add_row("devices with more memory: more recomputation, parts and ranks do not do")
+        table.add_row(
+            "devices with more memory: recomputation, smaller parts and more ranks do not"
+        )
     return table
 
 
@@ -95,7 +97,7 @@ def scaling_table(rows: Sequence[ScalingRow], *, stage: str, memory_gib: float) 
 
 
 def plan_json(plans: Sequence[StagePlan]) -> str:
-    """The numbers of the tables, in full; bytes, seconds and GiB as the names say."""
+    """The numbers of the tables in full; the names have the units."""
     stages = {
         plan.stage: asdict(plan) | {"fits": plan.fits, "step_seconds": plan.step.total}
         for plan in plans

@@ -22,9 +22,10 @@ from k8s.cluster import Cluster
 from tests.k8s.schemas import schema_problems
 
 TOKEN = "the-service-account's-token"
-JOBS = re.compile(r"/apis/([^/]+)/([^/]+)/namespaces/([^/]+)/(trainjobs)(?:/([^/]+))?")
+JOBS = re.compile(
+    r"/apis/trainer\.kubeflow\.org/v1alpha1/namespaces/([^/]+)/(trainjobs)(?:/([^/]+))?"
+)
 CORE = re.compile(r"/api/v1/namespaces/([^/]+)/(pods|events)(?:/([^/]+)/log)?")
-INSTALLED = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
 
 Object = dict[str, Any]
 
@@ -59,6 +60,7 @@ class ApiServer:
     requests: list[tuple[str, str]] = field(default_factory=list)
     faults: deque[tuple[int, dict[str, str]]] = field(default_factory=deque)
     """Codes (and headers) that the next requests are answered with; 0 hangs up."""
+    is_trainer_installed: bool = True
     script: dict[str, deque[Callable[[Object], None]]] = field(default_factory=dict)
     """What the controllers do to a job before each look at it."""
     forbidden: set[str] = field(default_factory=set)
@@ -105,9 +107,8 @@ class ApiServer:
             if method in self.forbidden:
                 raise Refused(403, "Forbidden", f'cannot {method} resource in "{self.namespace}"')
             found = JOBS.fullmatch(path)
-            is_list = found is not None and found.group(5) is None and method == "GET"
-            if found is not None and found.group(1, 2, 4) == INSTALLED and not is_list:
-                return self._job(method, query, body, *found.group(3, 4, 5))
+            if found is not None and self.is_trainer_installed:
+                return self._job(method, query, body, *found.group(1, 2, 3))
             core = CORE.fullmatch(path)
             if core is not None:
                 return self._of_core(query, *core.group(2, 3))

@@ -37,7 +37,7 @@ def job(
         (job(("Failed", "True"), ready=1), True, "failed"),
     ],
 )
-def test_every_state_is_told_apart(found: dict[str, Any], has_run: bool, phase: str) -> None:
+def test_each_state_has_its_phase(found: dict[str, Any], has_run: bool, phase: str) -> None:
     state = job_state(found, has_run=has_run)
     assert state.phase == phase
     assert state.is_finished == (phase in ("complete", "failed"))
@@ -56,7 +56,7 @@ def test_wrong_input_is_a_failure_of_its_own_kind(reason: str) -> None:
     assert job_state(found, has_run=True).is_user_error
 
 
-def test_progress_is_what_the_training_told_trainer() -> None:
+def test_progress_is_what_the_training_reported_to_trainer() -> None:
     found = job(ready=1)
     found["status"]["trainerStatus"] = {"progressPercentage": 40}
     assert job_state(found, has_run=False).progress_percent == 40

@@ -20,9 +20,9 @@ from k8s.placement import (
 
 
 def refused(model: type[BaseModel], **values: object) -> str:
-    with pytest.raises(ValidationError) as told:
+    with pytest.raises(ValidationError) as error:
         model.model_validate_json(json.dumps(values))
-    return str(told.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_settings_of_networks_are_taken() -> None:
 
 def test_a_variable_has_one_source() -> None:
     secrets = [{"name": "a", "keys": ["X"]}, {"name": "b", "keys": ["X"]}]
-    assert "X comes from two places" in refused(PodPlacement, secrets=secrets)
+    assert "X has two sources" in refused(PodPlacement, secrets=secrets)

@@ -51,12 +51,12 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "path", "value", "said"), BROKEN)
+@pytest.mark.parametrize(("kind", "path", "value", "message"), BROKEN)
 def test_a_broken_manifest_is_refused(
-    kind: str, path: str, value: Any, said: str, installed: dict[str, list[Manifest]]
+    kind: str, path: str, value: Any, message: str, installed: dict[str, list[Manifest]]
 ) -> None:
     every = [item for overlay in ("prod-gpu", "smoke") for item in installed[overlay]]
     manifest = next(item for item in every if item["kind"] == kind)
     assert schema_problems(manifest) == []
     found = schema_problems(changed(manifest, path, value))
-    assert any(said in text for text in found), found
+    assert any(message in text for text in found), found

@@ -9,7 +9,7 @@ import yaml
 from dinov2_core.errors import ExitCode
 from k8s.launchers import RUNTIME
 from k8s.rules import problems
-from k8s.trainjob import CONTAINER, TRAIN_JOBS
+from k8s.trainjob import CONTAINER, GROUP, PLURAL
 from tests.golden.manifests import manifests, read
 from tests.k8s.schemas import schema_problems
 
@@ -97,6 +97,6 @@ def test_the_launcher_s_role_holds_what_its_client_asks_for() -> None:
         for resource in rule["resources"]
         for verb in rule["verbs"]
     }
-    asked = {(TRAIN_JOBS.group, "trainjobs", verb) for verb in ("create", "get", "patch", "delete")}
+    asked = {(GROUP, PLURAL, verb) for verb in ("create", "get", "patch", "delete")}
     asked |= {("", "pods", "list"), ("", "pods/log", "get"), ("", "events", "list")}
     assert asked <= granted

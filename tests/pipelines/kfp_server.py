@@ -185,8 +185,8 @@ class KfpServer:
 
     def _authenticate(self, asked: Asked) -> None:
         if self.token and asked.headers.get("authorization") != f"Bearer {self.token}":
-            said = asked.headers.get("authorization", "none")
-            raise Refused(401, f"Unauthenticated: {said}")
+            sent = asked.headers.get("authorization", "none")
+            raise Refused(401, f"Unauthenticated: {sent}")
         if self.cookie and asked.headers.get("cookie") != self.cookie:
             raise Refused(401, f"Unauthenticated: {asked.headers.get('cookie', 'none')}")
 

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from components.ranks.cluster_job import own_pod, rendered, training_of
+from components.ranks.cluster_job import own_pod, training_of
 from components.runtime.context import RunContext
 from components.train.config import Topology, TrainStage
 from components.train.job import Job
 from dinov2_core.errors import SettingsError
-from k8s.launchers import TrainJob, TrainJobLaunch, launch_of
 from k8s.training import Owner
 from tests.golden.manifests import BARE, FULL
 
@@ -24,16 +23,6 @@ def job(stage: TrainStage, tmp_path: Path) -> Job:
         shards="shards",
         mlflow_run_id="m1",
     )
-
-
-def test_a_job_is_rendered_with_its_launcher_s_runtime(job: Job) -> None:
-    launch = launch_of(TrainJob(runtime="ours-v2"), pods=BARE)
-    assert isinstance(launch, TrainJobLaunch)
-    kind, manifest = rendered(launch, training=training_of(job, pods=BARE, owner=None))
-    assert kind.api_version == manifest["apiVersion"]
-    assert manifest["kind"] == "TrainJob"
-    assert "ours-v2" in str(manifest)
-    assert job.uri in str(manifest)
 
 
 def test_ranks_are_those_of_the_topology(job: Job) -> None:

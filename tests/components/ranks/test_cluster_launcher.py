@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from components.ranks.cluster_job import rendered, training_of
+from components.ranks.cluster_job import training_of
 from components.ranks.cluster_launcher import PollingPolicy, run_on_cluster
 from components.ranks.job import RESULT, write_failure
 from components.runtime.context import RunContext
@@ -30,8 +30,9 @@ from dinov2_core.errors import (
     Stopped,
     UserError,
 )
-from k8s.launchers import ClusterLaunch, TrainJob, launch_of
+from k8s.launchers import RUNTIME, TrainJob, TrainJobLaunch, launch_of
 from k8s.training import HASH_ANNOTATION, QUEUE_LABEL, Owner
+from k8s.trainjob import trainjob
 from tests.golden.manifests import BARE
 from tests.k8s.api_server import ApiServer, api_server
 
@@ -72,7 +73,7 @@ def follow(
     owner: Owner = OWNER,
 ) -> Result | None:
     launch = launch_of(launcher, pods=BARE)
-    assert isinstance(launch, ClusterLaunch)
+    assert isinstance(launch, TrainJobLaunch)
     run_on_cluster(
         job,
         launch=launch,
@@ -133,10 +134,11 @@ def test_a_job_is_created_followed_and_deleted_when_done(
     play(server, job, status(ready=2), status(ready=2), finishing(job))
     made: list[dict[str, Any]] = []
     server.script[name_of(job)].appendleft(made.append)
-    assert follow(job, server) == DONE
+    assert follow(job, server, launcher=TrainJob(runtime="ours-v2")) == DONE
     assert messages(caplog) == ["created", "running", "complete (AllJobsCompleted)"]
     (manifest,) = made
     assert manifest["metadata"]["ownerReferences"][0]["uid"] == "u1"
+    assert manifest["spec"]["runtimeRef"]["name"] == "ours-v2"
     trainer = manifest["spec"]["trainer"]
     assert trainer["command"] == [
         "python3",
@@ -180,10 +182,8 @@ def test_quota_running_and_restarting_are_told_apart(
 def test_a_retried_step_adopts_the_running_job(
     server: ApiServer, job: Job, caplog: pytest.LogCaptureFixture
 ) -> None:
-    launch = launch_of(TrainJob(), pods=BARE)
-    assert isinstance(launch, ClusterLaunch)
-    kind, manifest = rendered(launch, training=training_of(job, pods=BARE, owner=OWNER))
-    server.cluster().create(kind, manifest)
+    training = training_of(job, pods=BARE, owner=OWNER)
+    server.cluster().create(trainjob(training, runtime=RUNTIME))
     play(server, job, status(ready=2), status(ready=2), finishing(job))
     retried = job.model_copy(update={"mlflow_run_id": "m2"})
     assert follow(retried, server, owner=Owner(name="second", uid="u2")) == DONE

@@ -16,13 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from components.ranks.cluster_job import rendered, training_of
+from components.ranks.cluster_job import training_of
 from components.runtime.context import RunContext
 from components.runtime.manifests import CheckpointManifest, DatasetManifest, digest_of_file
 from components.runtime.tracking import Tracker
 from components.train.config import Topology, TrainStage
 from components.train.job import Job, read_result
-from k8s.launchers import TrainJob, TrainJobLaunch, launch_of
+from k8s.launchers import RUNTIME, TrainJob, launch_of
+from k8s.trainjob import trainjob
 from tests.components.train.networks import Machine, two_machines
 from tests.components.train.trainer import Node, Trainer, kubeconfig, start_nodes
 from tests.golden.manifests import BARE
@@ -39,7 +40,7 @@ def start(job: Job, machines: list[Machine], *, port: int) -> list[Node]:
     """Both pods of the job's TrainJob."""
     job.write()
     training = training_of(job, pods=BARE, owner=None)
-    _kind, manifest = rendered(TrainJobLaunch(pods=BARE), training=training)
+    manifest = trainjob(training, runtime=RUNTIME)
     return start_nodes(manifest, machines, port=port)
 
 

@@ -25,7 +25,7 @@ def test_memory_counts_once_per_storage_until_it_is_released() -> None:
     assert tracker.peak.peak_bytes == 5 * MIB
 
 
-def test_a_peak_is_told_by_purpose() -> None:
+def test_a_peak_is_known_by_purpose() -> None:
     weights = megabytes(4)
     with CostTracker() as tracker:
         tracker.tag([weights], "student")

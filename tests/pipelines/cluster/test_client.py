@@ -137,19 +137,19 @@ class TestFindingCredentials:
     ("status", "message"),
     [
         (302, "does not accept the credentials"),
-        (400, r"refuses the request \(HTTP 400: said by it\)"),
+        (400, r"refuses the request \(HTTP 400: its message\)"),
         (401, "does not accept the credentials .*--token-file"),
         (403, "does not allow this .*--namespace"),
         (404, "does not know it"),
         (409, "has it already"),
         (429, "is asked too often"),
-        (500, r"fails \(HTTP 500: said by it\)"),
+        (500, r"fails \(HTTP 500: its message\)"),
         (503, "fails"),
     ],
 )
 def test_each_error_says_what_to_do(server: KfpServer, status: int, message: str) -> None:
     headers = {"Location": f"{server.url}/login"} if status == 302 else {}
-    server.fail("GET", f"{API}/pipelines", status, times=9, message="said by it", headers=headers)
+    server.fail("GET", f"{API}/pipelines", status, times=9, message="its message", headers=headers)
     is_transient = status == 429 or status >= 500
     expected = PipelinesUnavailable if is_transient else PipelinesRefused
     with pytest.raises(expected, match=message) as caught:

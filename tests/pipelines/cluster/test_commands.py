@@ -107,7 +107,7 @@ def test_wait_shows_why_a_stage_failed_and_its_last_lines(
     assert lines[21] == f"look at it: {server.url}/#/runs/details/{run_id}"
 
 
-def test_wait_says_so_if_there_is_no_log(server: KfpServer, capsys: Output) -> None:
+def test_wait_prints_a_command_if_there_is_no_log(server: KfpServer, capsys: Output) -> None:
     run_id = server.add_run({"state": "FAILED", **stage_details(("curate", "FAILED"))})
     assert main(["wait", run_id]) == 1
     error = capsys.readouterr().err
@@ -185,7 +185,7 @@ def test_cancel_stops_a_run_once(server: KfpServer, capsys: Output) -> None:
 
 
 @pytest.mark.parametrize("command", ["status", "wait", "logs", "cancel"])
-def test_an_unknown_run_is_said(command: str, capsys: Output) -> None:
+def test_an_unknown_run_is_refused(command: str, capsys: Output) -> None:
     assert main([command, "nope"]) == 2
     assert "Run nope not found" in capsys.readouterr().err
 
@@ -193,27 +193,27 @@ def test_an_unknown_run_is_said(command: str, capsys: Output) -> None:
 def test_a_schedule_is_made_listed_paused_resumed_deleted(
     server: KfpServer, spec: str, capsys: Output
 ) -> None:
-    def said(*command: str) -> str:
+    def output_of(*command: str) -> str:
         assert main(list(command)) == 0
         return capsys.readouterr().out
 
-    made = said("schedule", spec)
+    made = output_of("schedule", spec)
     assert "dinopipe-demo created: '0 3 * * 1' UTC  enabled" in made
     assert made.splitlines()[1].startswith("next: Mon ")
     assert made.count("03:00 UTC") == 3
-    assert "unchanged" in said("schedule", spec)
-    assert "dinopipe-demo  '0 3 * * 1' UTC  enabled" in said("schedules")
-    assert f"paused; dinopipe schedule {spec} --resume" in said("schedule", spec, "--pause")
-    assert "UTC  paused" in said("schedules")
-    assert "resumed" in said("schedule", spec, "--resume")
-    assert "deleted" in said("schedule", spec, "--delete")
-    assert "nothing is scheduled" in said("schedules")
+    assert "unchanged" in output_of("schedule", spec)
+    assert "dinopipe-demo  '0 3 * * 1' UTC  enabled" in output_of("schedules")
+    assert f"paused; dinopipe schedule {spec} --resume" in output_of("schedule", spec, "--pause")
+    assert "UTC  paused" in output_of("schedules")
+    assert "resumed" in output_of("schedule", spec, "--resume")
+    assert "deleted" in output_of("schedule", spec, "--delete")
+    assert "nothing is scheduled" in output_of("schedules")
     assert server.recurring == {}
     assert main(["schedule", spec, "--pause"]) == 2
     assert "there is no schedule dinopipe-demo" in capsys.readouterr().err
 
 
-def test_a_changed_cron_is_said_to_replace(
+def test_a_changed_cron_replaces_the_schedule(
     server: KfpServer, tmp_path: Path, capsys: Output
 ) -> None:
     main(["schedule", a_spec(tmp_path)])
@@ -238,7 +238,7 @@ def test_credentials_namespace_and_certificates_are_flags(
     assert "--ca-file" in capsys.readouterr().err
 
 
-def test_a_server_that_fails_is_said_with_an_address(server: KfpServer, capsys: Output) -> None:
+def test_a_refusal_names_the_address(server: KfpServer, capsys: Output) -> None:
     run_id = server.add_run()
     server.fail("GET", f"{API}/runs/{run_id}", 403, message="no role")
     assert main(["status", run_id]) == 2

@@ -190,12 +190,14 @@ def test_deleting_removes_it_even_if_somebody_was_faster(
 
 
 @pytest.mark.parametrize("change", [schedule.pause, schedule.resume, schedule.delete])
-def test_what_is_not_there_is_said(client: kfp.Client, spec: PipelineSpec, change: Any) -> None:
+def test_a_missing_schedule_is_an_error(
+    client: kfp.Client, spec: PipelineSpec, change: Any
+) -> None:
     with pytest.raises(InputError, match="there is no schedule dinopipe-demo"):
         change(client, spec)
 
 
-def test_a_forbidden_change_is_said(
+def test_a_forbidden_change_is_refused(
     server: KfpServer, client: kfp.Client, spec: PipelineSpec
 ) -> None:
     schedule.apply(client, spec, TARGET)
@@ -204,7 +206,9 @@ def test_a_forbidden_change_is_said(
         schedule.delete(client, spec)
 
 
-def test_a_spec_without_schedule_is_told_what_to_write(client: kfp.Client, tmp_path: Path) -> None:
+def test_a_spec_without_schedule_is_refused_with_an_example(
+    client: kfp.Client, tmp_path: Path
+) -> None:
     with pytest.raises(SettingsError, match=r"has no schedule; add to the spec.*schedule: \{cron"):
         schedule.apply(client, a_spec(tmp_path, schedule=None), TARGET)
 

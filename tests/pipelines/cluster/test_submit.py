@@ -99,7 +99,7 @@ def test_a_plain_client_does_as_well(server: KfpServer, spec: PipelineSpec) -> N
 
 
 class TestCache:
-    """`enable_caching` does not arrive with a version, so the stages are told by a parameter."""
+    """`enable_caching` does not arrive with a version, so the stages get a parameter."""
 
     def test_the_spec_and_the_caller_decide(
         self, server: KfpServer, client: kfp.Client, tmp_path: Path

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from components.ranks.cluster_job import PASSED_ON, rendered, training_of
+from components.ranks.cluster_job import PASSED_ON, training_of
 from components.train.job import Job
 from dinov2_core.errors import SettingsError
-from k8s.launchers import Processes, read_launch
+from k8s.launchers import RUNTIME, Processes, read_launch
 from k8s.training import HASH_ANNOTATION
+from k8s.trainjob import trainjob
 from pipelines.cluster.submit import cluster_context, target_of
 from pipelines.graph.placement import launcher_of
 from pipelines.plan.jobs import RUN, WORK, planned_job
@@ -52,7 +53,7 @@ def test_the_planned_job_is_the_launchers_but_for_what_the_step_adds(
         shards="s3://bucket/runs/shards",
         mlflow_run_id="c0ffee",
     )
-    made = rendered(launch, training=training_of(job, pods=launch.pods, owner=None))[1]
+    made = trainjob(training_of(job, pods=launch.pods, owner=None), runtime=RUNTIME)
     planned = planned_job("finetune", spec, target)
     assert planned is not None
     del made["metadata"]["annotations"][HASH_ANNOTATION]

@@ -37,7 +37,7 @@ def test_firings_are_shown_in_the_schedules_time_zone() -> None:
         ({"cron": "0 3 * * *", "timezone": "UTC"}, "schedule.timezone"),
     ],
 )
-def test_a_spec_is_told_what_is_wrong_with_it(
+def test_a_wrong_schedule_is_refused_with_its_path(
     tmp_path: Path, schedule: dict[str, object], message: str
 ) -> None:
     values = {**small_values("s3://bucket/pile"), "schedule": schedule}
