@@ -31,7 +31,6 @@ MLFLOW_QUIET = {
 """Set before MLflow is imported, it neither reports home nor draws bars into a log."""
 
 IGNORED_WARNINGS = (
-    r"kfp\.",  # that a run on this machine has no use for what tasks ask of a cluster
     r"mlflow\.",  # how it uses SQLAlchemy and pandas, and that a path may be two kinds of source
     r"torch\.distributed\.c10d_logger",  # new names of collectives that earlier torch does not have
 )

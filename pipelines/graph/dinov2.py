@@ -13,7 +13,12 @@ from components.register.component import register
 from components.train.component import finetune, pretrain
 from k8s.launchers import Processes
 from k8s.placement import Volume
-from pipelines.graph.placement import launcher_of, place_on_cluster, set_container
+from pipelines.graph.placement import (
+    launcher_of,
+    place_on_cluster,
+    set_container,
+    set_resources,
+)
 from pipelines.spec.pipeline_spec import STAGES, PipelineSpec
 from pipelines.spec.placement import FOLLOWER, Resources, without_gpus
 
@@ -36,22 +41,24 @@ class _TaskPlacement:
 
     def apply(self, task: PipelineTask, *, stage: str) -> None:
         """Place the task of a stage."""
+        set_container(task, image=self.spec.image)
+        if not self.on_cluster:
+            return
         following = self._resources_while_following(stage)
         own = following or self.spec.resources.of(stage)
-        set_container(task, resources=own, image=self.spec.image, volume=self.volume)
-        if self.on_cluster:
-            trains_itself = STAGES[stage].trains and following is None
-            place_on_cluster(
-                task,
-                stage=stage,
-                placement=self.spec.placement,
-                is_heavy=trains_itself or own.num_gpus > 0,
-                follows=following is not None,
-            )
+        set_resources(task, resources=own, volume=self.volume)
+        trains_itself = STAGES[stage].trains and following is None
+        place_on_cluster(
+            task,
+            stage=stage,
+            placement=self.spec.placement,
+            is_heavy=trains_itself or own.num_gpus > 0,
+            follows=following is not None,
+        )
 
     def _resources_while_following(self, stage: str) -> Resources | None:
         """What the task needs itself while ranks on pods of their own work for it; else None."""
-        if not self.on_cluster or isinstance(self.spec.placement.launcher, Processes):
+        if isinstance(self.spec.placement.launcher, Processes):
             return None
         if STAGES[stage].trains:
             return FOLLOWER

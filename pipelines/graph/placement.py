@@ -18,17 +18,19 @@ from k8s.training import PRIORITY_LABEL, QUEUE_LABEL, SHARED_MEMORY, STAGE_LABEL
 from pipelines.spec.placement import Placement, Resources
 
 
-def set_container(
-    task: PipelineTask, *, resources: Resources, image: str, volume: Volume | None = None
-) -> None:
-    """Give a task its image, resources and volume; caching is left to the stages themselves.
+def set_container(task: PipelineTask, *, image: str) -> None:
+    """Give a task its image; caching is left to the stages themselves.
 
     Kubeflow's cache compares names, a stage the digests of what it reads.
     """
-    if volume is not None:
-        kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount_path)
     task.set_container_image(image)
     task.set_caching_options(False)
+
+
+def set_resources(task: PipelineTask, *, resources: Resources, volume: Volume | None) -> None:
+    """Request processors, memory and accelerators for a task, and mount its volume."""
+    if volume is not None:
+        kubernetes.mount_pvc(task, pvc_name=volume.claim, mount_path=volume.mount_path)
     task.set_cpu_request(resources.cpu)
     task.set_memory_request(resources.memory)
     task.set_memory_limit(resources.memory)

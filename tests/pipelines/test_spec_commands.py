@@ -48,6 +48,7 @@ def test_validate_counts_and_lists_every_problem(
     assert "has 3 problems:" in text
     assert "images.uri: folder" in text
     assert "evaluation_sets.0.train: " in text
+    assert "evaluation_sets.0.test: " in text
 
 
 def test_the_starter_asks_for_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -150,6 +150,8 @@ def test_here_and_on_a_cluster_differ_in_placement_only(spec_path: Path, tmp_pat
     assert without_placement(here) == without_placement(there)
     documents = list(yaml.safe_load_all(here.read_text()))
     assert len(documents) == 1, "here nothing is placed"
+    executors = documents[0]["deploymentSpec"]["executors"].values()
+    assert not [item for item in executors if "resources" in item["container"]]
     tasks = documents[0]["root"]["dag"]["tasks"]
     for stage in ("curate", "pretrain", "finetune"):
         launcher = tasks[stage]["inputs"]["parameters"]["launcher"]["runtimeValue"]["constant"]
