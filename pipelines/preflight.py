@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.curate.config import TimmEmbedding, TorchScriptEmbedding
-from components.runtime.image_sources.labelled import check_stray_files, read_labelled_set
 from components.runtime.image_sources.opening import open_source
 from components.runtime.retry import QUICK, retrying_with
 from components.runtime.uris import is_remote
 from components.train.config import is_weights_file, weights_file
 from dinov2_core.errors import LabelsMismatch, UserError
-from dinov2_core.evaluation.labelled_set import LabelledPair, LabelledSet
 from pipelines.spec.pipeline_spec import PipelineSpec
 from pipelines.spec.problems import Problem
+
+if TYPE_CHECKING:
+    from dinov2_core.evaluation.labelled_set import LabelledSet
 
 MIN_TRAIN_IMAGES = 20
 """A tenth of the train images is held out, see `dinov2_core.evaluation.logistic`."""
@@ -101,6 +103,9 @@ def _labelled_sets(
     uris: dict[str, str], *, path: str
 ) -> tuple[dict[str, LabelledSet], list[Problem]]:
     """The labelled sets that can be read, and the problems of all."""
+    from components.runtime.image_sources.labelled import check_stray_files, read_labelled_set
+    from dinov2_core.evaluation.labelled_set import LabelledPair  # with the decoder of images
+
     sets: dict[str, LabelledSet] = {}
     problems = []
     for half, uri in uris.items():
